@@ -1,0 +1,5 @@
+"""The ascents, one file each: from a gradient to a climb."""
+
+from optax_sam._ascent.adaptive import adaptive_ascent as adaptive_ascent
+from optax_sam._ascent.random import random_ascent as random_ascent
+from optax_sam._ascent.steepest import steepest_ascent as steepest_ascent

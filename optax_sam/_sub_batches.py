@@ -1,0 +1,168 @@
+"""Sub-batches: cut the batch, tell their random keys apart, loop, average."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_sam._devices import zeros
+from optax_sam._types import Tree
+
+keystr = jax.tree_util.keystr
+
+
+class Parts(NamedTuple):
+    """What comes back from a sub-batch: leaves to average, and leaves kept as rows."""
+
+    averaged: Tree
+    rows: Tree
+
+
+#: `part(index, examples) -> Parts`: the work on the sub-batch of that global index.
+Part = Callable[[Any, Tree], Parts]
+
+
+def is_key(x: Any) -> bool:
+    """Whether `x` is a typed random key, or an array of them."""
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def is_lone_key(x: Any) -> bool:
+    """Whether `x` is one random key: it has no axis to cut."""
+    return is_key(x) and jnp.ndim(x) == 0
+
+
+def fold_keys(tree: Tree, index: Any) -> Tree:
+    """The tree with every typed random key folded with the sub-batch's index."""
+
+    def fold(x: Any) -> Any:
+        if not is_key(x):
+            return x
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(x.reshape(-1))
+        return keys.reshape(x.shape)
+
+    return jax.tree.map(fold, tree)
+
+
+def batch_size(examples: Tree) -> int:
+    """The leading size that all leaves of the batch share."""
+    leaves = jax.tree_util.tree_leaves_with_path(examples)
+    sizes = {keystr(path): jnp.shape(x)[:1] for path, x in leaves}
+    if not sizes:
+        raise ValueError(
+            "The batch has no leaf to split. Name the arguments that hold the "
+            "examples: batch_argnums=1, or a tuple of positions."
+        )
+    if len(set(sizes.values())) > 1 or () in sizes.values():
+        listed = ", ".join(f"{k or '(the root)'}: {v}" for k, v in sizes.items())
+        raise ValueError(
+            f"All leaves of the batch must have the same leading size, the number of "
+            f"examples, but they have {listed}. What belongs to no single example "
+            f"goes into an argument outside batch_argnums."
+        )
+    return next(iter(sizes.values()))[0]
+
+
+def count_sub_batches(size: int, microbatch_size: int | None, at_once: int) -> int:
+    """How many sub-batches of `microbatch_size` examples are in `size` of them."""
+    if microbatch_size is None:
+        return 1
+    _require_divisor("microbatch_size", microbatch_size, size, "examples of the batch")
+    count = size // microbatch_size
+    _require_divisor("at_once", at_once, count, "sub-batches")
+    return count
+
+
+def _require_divisor(name: str, value: int, size: int, what: str) -> None:
+    if size % value:
+        divisors = [d for d in range(1, size + 1) if size % d == 0]
+        nearest = [d for d in divisors if d < value][-1:]
+        nearest += [d for d in divisors if d > value][:1]
+        raise ValueError(
+            f"{name} = {value} does not divide the {size} {what} (on each device). "
+            f"The nearest that do: {' and '.join(map(str, nearest))}."
+        )
+
+
+def average_over(
+    part: Part, examples: Tree, count: int, first: Any, at_once: int
+) -> Parts:
+    """Averages of `part` over `count` contiguous sub-batches.
+
+    A loop with the memory of `at_once` of them; `first` is the global index of the
+    first. Rows come back in the order of the batch.
+    """
+    if count == 1:
+        parts = part(first, examples)
+        return parts._replace(averaged=_narrow(_widen(parts.averaged), parts.averaged))
+    # Under jit the shapes of the carry and the loop's body share one trace.
+    part = jax.jit(part)
+    cut = _cut(examples, count)
+    some = jax.eval_shape(part, first, jax.tree.map(lambda x: x[0], cut))
+    several = _one_sum(part) if at_once == 1 else _sum_side_by_side(part, at_once)
+    if at_once == count:
+        sums, rows = several(first, cut)
+    else:
+        rounds = count // at_once
+        starts = first + at_once * jnp.arange(rounds)
+        sums, rows = _loop(several, starts, cut if at_once == 1 else _cut(cut, rounds))
+        rows = jax.tree.map(_flatten_rows, rows)
+    averaged = jax.tree.map(lambda x: x / count, sums)
+    return Parts(_narrow(averaged, some.averaged), rows)
+
+
+def _loop(several: Part, starts: jax.Array, cut: Tree) -> Parts:
+    here = jax.tree.map(lambda x: x[0], (starts, cut))
+    shapes = jax.eval_shape(several, *here)
+
+    def add(total: Tree, now: Tree) -> tuple[Tree, Tree]:
+        sums, rows = several(*now)
+        return jax.tree.map(jnp.add, total, sums), rows
+
+    total, rows = jax.lax.scan(add, zeros(shapes.averaged), (starts, cut))
+    return Parts(total, rows)
+
+
+def _one_sum(part: Part) -> Part:
+    def one(index: Any, examples: Tree) -> Parts:
+        parts = part(index, examples)
+        return Parts(_widen(parts.averaged), parts.rows)
+
+    return one
+
+
+def _sum_side_by_side(part: Part, at_once: int) -> Part:
+    def several(index: Any, examples: Tree) -> Parts:
+        parts = jax.vmap(part)(index + jnp.arange(at_once), examples)
+        sums = jax.tree.map(lambda x: jnp.sum(x, 0), _widen(parts.averaged))
+        return Parts(sums, jax.tree.map(_flatten_rows, parts.rows))
+
+    return several
+
+
+def _cut(tree: Tree, count: int) -> Tree:
+    return jax.tree.map(
+        lambda x: jnp.reshape(x, (count, x.shape[0] // count, *x.shape[1:])), tree
+    )
+
+
+def _flatten_rows(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _widen(tree: Tree) -> Tree:
+    # Sums in at least float32, of integers and booleans too.
+    def wide(x: Any) -> jax.Array:
+        return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+    return jax.tree.map(wide, tree)
+
+
+def _narrow(tree: Tree, like: Tree) -> Tree:
+    # Back to the dtype it came in; averages of integers and booleans stay float32.
+    def back(x: jax.Array, was: Any) -> jax.Array:
+        inexact = jnp.issubdtype(was.dtype, jnp.inexact)
+        return x.astype(was.dtype) if inexact else x
+
+    return jax.tree.map(back, tree, like)

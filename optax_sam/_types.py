@@ -1,0 +1,34 @@
+"""The words of the library, and the one sign convention.
+
+An *ascent* is an Optax gradient transformation that turns a gradient into a
+*climb*: the vector that is **added** to the parameters. Optax's own convention, by
+which an optimizer's updates already point downhill, is not touched: a SAM
+transformation replaces the gradient, and whatever stands behind it descends.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import optax
+
+#: A tree of arrays: parameters, gradients, climbs, batches.
+Tree: TypeAlias = Any
+
+#: `update(gradient, state, params) -> (climb, state)`; the climb is added.
+Ascent: TypeAlias = optax.GradientTransformation | optax.GradientTransformationExtraArgs
+
+#: A number that may be traced. Never branch on it in Python.
+Scalar: TypeAlias = float | jax.Array
+
+#: The radius of a climb: a number, or a schedule of the step (door 1 only).
+Rho: TypeAlias = Scalar | Callable[[Any], Any]
+
+#: `combine(clean, climbed) -> gradient`: which gradient comes out.
+Combine: TypeAlias = Callable[[Tree, Tree], Tree]
+
+#: Names of mapped axes: those of a mesh, of `pmap` or of `vmap`.
+AxisName: TypeAlias = str | tuple[str, ...]
+
+#: Which leaves: a tree of booleans or a function of the parameters that gives one.
+Mask: TypeAlias = Tree | Callable[[Tree], Tree]
