@@ -68,8 +68,8 @@ def check_floats(tree: Tree, what: str) -> None:
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"The {what} leaf {keystr(path) or '(the root)'} has dtype {dtype}: "
-                f"only real floating-point leaves can climb. Leave it out of the tree "
-                f"that is differentiated (None in its place will do, as "
+                f"only real floating-point leaves can be moved. Leave it out of the "
+                f"tree that is differentiated (None in its place will do, as "
                 f"equinox.partition writes it), or pass it to the loss as an argument."
             )
 

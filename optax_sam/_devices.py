@@ -225,6 +225,24 @@ def _split_axes(x: Any, axis_name: AxisName | None) -> tuple[str, ...]:
     return tuple(n for n in names if not types_tell(n) or n in varying_axes(x))
 
 
+def check_mesh(mesh: Mesh, names: tuple[str, ...], size: int) -> None:
+    """Refuse a mesh without the axes, or one that cannot share the batch equally."""
+    for name in names:
+        if name not in mesh.axis_names:
+            raise ValueError(
+                f"The mesh has no axis {name!r}, its axes are {mesh.axis_names}. Give "
+                f"axis_name= one of them, or a tuple of several."
+            )
+    devices = 1
+    for name in names:
+        devices *= mesh.shape[name]
+    if size % devices:
+        raise ValueError(
+            f"The batch has {size} examples, which {devices} devices along {names} "
+            f"cannot share equally. Drop the last {size % devices}."
+        )
+
+
 def enter(fn: Callable[..., Any], mesh: Mesh, names: tuple[str, ...]) -> Any:
     """`fn(examples, whole)` on each part of a batch, from plain `jit`.
 

@@ -1,7 +1,7 @@
 """Over which examples: one climb for each sub-batch, one average of the gradients."""
 
+import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +17,9 @@ from optax_sam._sub_batches import (
     fold_keys,
     is_key,
     is_lone_key,
+    merge,
+    partition,
+    spread,
 )
 from optax_sam._types import AxisName, Tree
 
@@ -93,12 +96,12 @@ def m_sharpness(
 
     def averaged(*args: Any, **kwargs: Any) -> tuple[Any, Tree]:
         examples, whole = _split(args, kwargs, positions)
-        part = partial(_part, grad_fn, positions, concat_aux)
-        local = partial(_local, part, microbatch_size, names, at_once)
+        part = functools.partial(_part, grad_fn, positions, concat_aux)
+        local = functools.partial(_local, part, microbatch_size, names, at_once)
         if mesh is None:
             parts = local(examples, whole)
         else:
-            _check_mesh(mesh, names, batch_size(examples))
+            _devices.check_mesh(mesh, names, batch_size(examples))
             parts = Parts(*_devices.enter(local, mesh, names)(examples, whole))
         return _join(parts)
 
@@ -116,11 +119,13 @@ def _local(
     """The average over this device's sub-batches, and then over the devices."""
     count = count_sub_batches(batch_size(examples), microbatch_size, at_once)
     if not names:
-        return average_over(partial(part, whole), examples, count, 0, at_once)
+        return average_over(functools.partial(part, whole), examples, count, 0, at_once)
     args, *others = whole
     whole = ((_devices.per_device(args[0], names), *args[1:]), *others)
     first = count * jax.lax.axis_index(names)
-    parts = average_over(partial(part, whole), examples, count, first, at_once)
+    parts = average_over(
+        functools.partial(part, whole), examples, count, first, at_once
+    )
     value, gradient, _ = parts.averaged
     _devices.refuse_averaged_value(value, names)
     _devices.refuse_unvarying(gradient, names, "gradient")
@@ -140,11 +145,11 @@ def _part(
     args, kwargs, lone_keys = fold_keys(whole, index)
     arguments = [params, *args[1:]]
     for position, some, keys in zip(positions, examples, lone_keys, strict=True):
-        arguments[position] = _merge(some, keys)
+        arguments[position] = merge(some, keys)
     value, gradient = grad_fn(*arguments, **kwargs)
     value, aux = (value[0], [value[1]]) if isinstance(value, tuple) else (value, [])
     _refuse_keys(aux)
-    averaged, rows = _partition(aux, _spread(concat_aux, aux))
+    averaged, rows = partition(aux, spread(concat_aux, aux))
     return Parts((value, gradient, averaged), jax.tree.map(jnp.atleast_1d, rows))
 
 
@@ -158,33 +163,15 @@ def _split(
             f"were given. Pass the batch by position."
         )
     batch = tuple(args[i] for i in positions)
-    examples, lone_keys = _partition(batch, jax.tree.map(is_lone_key, batch))
+    examples, lone_keys = partition(batch, jax.tree.map(is_lone_key, batch))
     rest = tuple(None if i in positions else x for i, x in enumerate(args))
     return examples, (rest, kwargs, lone_keys)
 
 
 def _join(parts: Parts) -> tuple[Any, Tree]:
     value, gradient, averaged = parts.averaged
-    aux = _merge(averaged, parts.rows)
+    aux = merge(averaged, parts.rows)
     return ((value, *aux) if aux else value), gradient
-
-
-def _partition(tree: Tree, second: Tree) -> tuple[Tree, Tree]:
-    """The tree twice, with `None` where a leaf is in the other."""
-    first = jax.tree.map(lambda x, there: None if there else x, tree, second)
-    return first, jax.tree.map(lambda x, there: x if there else None, tree, second)
-
-
-def _merge(first: Tree, second: Tree) -> Tree:
-    return jax.tree.map(
-        lambda a, b: b if a is None else a, first, second, is_leaf=lambda x: x is None
-    )
-
-
-def _spread(prefix: Any, aux: list[Any]) -> Tree:
-    if isinstance(prefix, bool):
-        return jax.tree.map(lambda _: prefix, aux)
-    return [jax.tree.broadcast(prefix, x) for x in aux]
 
 
 def _refuse_keys(aux: Tree) -> None:
@@ -235,20 +222,3 @@ def _check_positions(batch_argnums: int | tuple[int, ...]) -> tuple[int, ...]:
             f"so examples stand at positions 1 and up, as in loss(params, batch)."
         )
     return positions
-
-
-def _check_mesh(mesh: Mesh, names: tuple[str, ...], size: int) -> None:
-    for name in names:
-        if name not in mesh.axis_names:
-            raise ValueError(
-                f"The mesh has no axis {name!r}, its axes are {mesh.axis_names}. Give "
-                f"axis_name= one of them, or a tuple of several."
-            )
-    devices = 1
-    for name in names:
-        devices *= mesh.shape[name]
-    if size % devices:
-        raise ValueError(
-            f"The batch has {size} examples, which {devices} devices along {names} "
-            f"cannot share equally. Drop the last {size % devices}."
-        )

@@ -127,6 +127,13 @@ def _from_gradient(climber: Climber, axis_name: AxisName | None) -> Update:
         batch: Any,
         value_fn: Callable[..., Any],
     ) -> tuple[Tree, Any]:
+        if updates is None:
+            raise ValueError(
+                "SAM climbs from the clean gradient, and updates=None holds none: "
+                "write update(jax.grad(value_fn)(params), state, params, "
+                "value_fn=value_fn). "
+                "With microbatch_size= or mesh= it is computed inside."
+            )
         check_leaves(params, updates)
 
         def loss(point: Tree) -> Any:

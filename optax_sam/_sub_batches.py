@@ -45,6 +45,26 @@ def fold_keys(tree: Tree, index: Any) -> Tree:
     return jax.tree.map(fold, tree)
 
 
+def partition(tree: Tree, second: Tree) -> tuple[Tree, Tree]:
+    """The tree twice, with `None` where a leaf is in the other."""
+    first = jax.tree.map(lambda x, there: None if there else x, tree, second)
+    return first, jax.tree.map(lambda x, there: x if there else None, tree, second)
+
+
+def merge(first: Tree, second: Tree) -> Tree:
+    """The tree that `partition` cut in two."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, first, second, is_leaf=lambda x: x is None
+    )
+
+
+def spread(prefix: Any, aux: list[Any]) -> Tree:
+    """A bool for every leaf of aux, from one bool or from a prefix tree of them."""
+    if isinstance(prefix, bool):
+        return jax.tree.map(lambda _: prefix, aux)
+    return [jax.tree.broadcast(prefix, x) for x in aux]
+
+
 def batch_size(examples: Tree) -> int:
     """The leading size that all leaves of the batch share."""
     leaves = jax.tree_util.tree_leaves_with_path(examples)
@@ -96,8 +116,9 @@ def average_over(
     if count == 1:
         parts = part(first, examples)
         return parts._replace(averaged=_narrow(_widen(parts.averaged), parts.averaged))
-    # Under jit the shapes of the carry and the loop's body share one trace.
-    part = jax.jit(part)
+    # Under jit the shapes of the carry and the loop's body share one trace, given that
+    # the index has the loop's own type.
+    part, first = jax.jit(part), jnp.asarray(first, jnp.int32)
     cut = _cut(examples, count)
     some = jax.eval_shape(part, first, jax.tree.map(lambda x: x[0], cut))
     several = _one_sum(part) if at_once == 1 else _sum_side_by_side(part, at_once)

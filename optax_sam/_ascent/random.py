@@ -54,7 +54,9 @@ def random_ascent(rho: Rho, key: jax.Array) -> Ascent:
 
     def init(params: Tree) -> RandomAscentState:
         del params
-        return RandomAscentState(_typed(key), jnp.zeros([], jnp.int32))
+        # A copy: the state may be donated, and `init` called again.
+        own = jax.random.clone(_typed(key))
+        return RandomAscentState(own, jnp.zeros([], jnp.int32))
 
     def update(
         updates: Tree, state: RandomAscentState, params: Tree | None = None
@@ -82,6 +84,4 @@ def _normal_like(key: jax.Array, tree: Tree) -> Tree:
             jax.random.fold_in(key, index), jnp.shape(x), widen(x).dtype
         )
 
-    return jax.tree.unflatten(
-        structure, [normal(i, x) for i, x in enumerate(leaves)]
-    )
+    return jax.tree.unflatten(structure, [normal(i, x) for i, x in enumerate(leaves)])

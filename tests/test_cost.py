@@ -1,0 +1,336 @@
+"""What SAM costs, counted and not timed: FLOPs, evaluations, traces, bytes.
+
+XLA counts the FLOPs of a compiled program (the body of a loop once), a counter in
+the loss counts what is traced, and a callback in it what really runs.
+"""
+
+import functools
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from problems import quick_jit
+
+import optax_sam
+
+# --- Programs compiled for shapes alone ----------------------------------------------
+
+#: Depth, width and batch of networks of square tanh layers. Where matrix products are
+#: all, the climb's few operations on each parameter vanish against 6 times the batch.
+MATMULS = (4, 256, 512)
+#: Where activations are all: 4 MiB of them, 32 KiB of parameters.
+ACTIVATIONS = (8, 32, 4096)
+
+
+def shapes(size):
+    depth, width, batch = size
+    params = {f"layer{i}": jnp.zeros((width, width)) for i in range(depth)}
+    tree = (params, jnp.zeros((batch, width)))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def deep_loss(params, inputs):
+    h = inputs
+    for weight in params.values():
+        h = jnp.tanh(h @ weight)
+    return jnp.mean(h**2)
+
+
+def compiled(function, size):
+    return quick_jit(function).lower(*shapes(size)).compile()
+
+
+@functools.cache
+def flops(function, size=MATMULS):
+    return compiled(function, size).cost_analysis()["flops"]
+
+
+@functools.cache
+def temporary_bytes(function, size=ACTIVATIONS):
+    return compiled(function, size).memory_analysis().temp_size_in_bytes
+
+
+CLEAN = jax.value_and_grad(deep_loss)
+
+
+def by_door_1(tx):
+    """A user's step: the clean value and gradient, and the gradient that comes out."""
+
+    def step(params, inputs):
+        value, grads = CLEAN(params, inputs)
+        updates, _ = tx.update(
+            grads, tx.init(params), params, value_fn=lambda p: deep_loss(p, inputs)
+        )
+        return value, updates
+
+    return step
+
+
+def by_door_2(ascent, **options):
+    return optax_sam.value_and_grad(deep_loss, ascent, **options)
+
+
+TWO_PASSES = {
+    "sam, door 1": by_door_1(optax_sam.sam()),
+    "asam, door 1": by_door_1(optax_sam.asam()),
+    "sam, door 2": by_door_2(optax_sam.steepest_ascent()),
+    "asam, door 2": by_door_2(optax_sam.adaptive_ascent()),
+}
+
+
+@pytest.mark.parametrize("name", TWO_PASSES)
+def test_sam_has_the_flops_of_two_gradients(name):
+    assert 2.00 <= flops(TWO_PASSES[name]) / flops(CLEAN) <= 2.01
+
+
+def test_a_random_climb_without_the_clean_gradient_has_the_flops_of_one():
+    """The clean gradient goes in unused and XLA drops it; its value is a forward pass.
+
+    The rest, 0.05 here, is what the random numbers cost.
+    """
+    tx = optax_sam.sharpness_aware(optax_sam.random_ascent(0.1, jax.random.key(0)))
+    forward = flops(deep_loss) / flops(CLEAN)
+    assert flops(by_door_1(tx)) / flops(CLEAN) <= 1.1 + forward
+
+
+def test_second_order_has_the_flops_of_four_gradients():
+    full = by_door_2(optax_sam.steepest_ascent(), second_order=True)
+    assert 3.0 <= flops(full) / flops(CLEAN) <= 5.0
+
+
+@functools.cache
+def m_sam_by_wrapper(microbatch_size, at_once=1):
+    return optax_sam.m_sharpness(
+        by_door_2(optax_sam.steepest_ascent()),
+        microbatch_size=microbatch_size,
+        at_once=at_once,
+    )
+
+
+@functools.cache
+def m_sam_by_product(microbatch_size):
+    tx = optax_sam.m_sam(microbatch_size=microbatch_size)
+
+    def step(params, inputs):
+        return tx.update(
+            None, tx.init(params), params, value_fn=deep_loss, batch=inputs
+        )[0]
+
+    return step
+
+
+def test_micro_batches_have_the_flops_of_two_gradients():
+    """All at once nothing is hidden in a loop, so XLA counts the whole."""
+    _, _, batch = MATMULS
+    ratio = flops(m_sam_by_wrapper(batch // 2, at_once=2)) / flops(CLEAN)
+    assert 2.00 <= ratio <= 2.02
+
+
+@pytest.mark.parametrize("by_door", [m_sam_by_wrapper, m_sam_by_product])
+def test_the_loop_over_micro_batches_has_the_body_of_one(by_door):
+    """XLA counts a loop's body once: here half the batch, so half of the two passes.
+
+    An unrolled loop, or more passes for each micro-batch, would count more.
+    """
+    _, _, batch = MATMULS
+    ratio = flops(by_door(batch // 2)) / flops(CLEAN)
+    assert 1.00 <= ratio <= 1.01
+
+
+# --- Memory --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_door", [m_sam_by_wrapper, m_sam_by_product])
+def test_micro_batches_need_the_memory_of_one(by_door):
+    """1/64 of the batch: its activations and some copies of the parameters, no more.
+
+    A stack of the gradients of all micro-batches would alone take 2 MiB.
+    """
+    depth, width, batch = ACTIVATIONS
+    bytes_of_params = 4 * depth * width**2
+    bytes_of_activations = 4 * depth * width * batch
+    whole = temporary_bytes(by_door_2(optax_sam.steepest_ascent()))
+    split = temporary_bytes(by_door(batch // 64))
+    assert whole >= bytes_of_activations
+    assert split <= 2 * bytes_of_activations // 64 + 4 * bytes_of_params
+
+
+def bytes_of(tree):
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+STATELESS = {
+    "sam": optax_sam.sam(),
+    "sam, p=inf": optax_sam.sam(ord=jnp.inf),
+    "asam": optax_sam.asam(),
+    "m_sam": optax_sam.m_sam(microbatch_size=64),
+}
+
+
+@pytest.mark.parametrize("name", STATELESS)
+def test_a_constant_rho_needs_no_state(name):
+    params, _ = shapes(MATMULS)
+    state = jax.eval_shape(STATELESS[name].init, params)
+    assert jax.tree.leaves(state) == []
+
+
+SCHEDULE = optax.linear_schedule(0.0, 0.1, 10)
+SCHEDULED = {
+    "sam": optax_sam.sam(SCHEDULE),
+    "asam": optax_sam.asam(SCHEDULE),
+    "m_sam": optax_sam.m_sam(SCHEDULE, microbatch_size=256),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_a_schedule_needs_scalars_only(name):
+    tx = SCHEDULED[name]
+
+    def update(params, inputs):
+        return tx.update(
+            params, tx.init(params), params, value_fn=deep_loss, batch=inputs
+        )[1]
+
+    params, inputs = shapes(MATMULS)
+    before = jax.eval_shape(tx.init, params)
+    after = jax.eval_shape(update, params, inputs)
+    assert 0 < bytes_of(before) <= 16
+    assert all(x.shape == () for x in jax.tree.leaves(before))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), after
+    )
+
+
+def test_a_chain_has_the_state_of_its_base_optimizer_alone():
+    params, _ = shapes(MATMULS)
+    chain = optax.chain(optax_sam.sam(), optax.sgd(0.1, momentum=0.9))
+    state = jax.eval_shape(chain.init, params)
+    assert bytes_of(state) == bytes_of(params)
+
+
+# --- Evaluations and traces ----------------------------------------------------------
+
+
+class CountedLoss:
+    """A loss that counts its traces in Python and its evaluations as they run."""
+
+    def __init__(self):
+        self.counts = Counter()
+
+    def __call__(self, params, inputs):
+        self.counts["traces"] += 1
+        value = 0.5 * jnp.mean((inputs @ params) ** 2)
+        # The value goes along so that `vmap` sees one call for each sub-batch.
+        jax.debug.callback(self._ran, value)
+        return value
+
+    def _ran(self, value):
+        del value
+        self.counts["evaluations"] += 1
+
+    def ran(self):
+        jax.effects_barrier()
+        return self.counts["evaluations"]
+
+
+PARAMS, INPUTS = jnp.ones(3), jnp.arange(24.0).reshape(8, 3)
+ROWS = len(INPUTS)
+
+
+def under_jit(step, steps):
+    """The step compiled once and called `steps` times."""
+    jitted = quick_jit(step)
+    for _ in range(steps):
+        jax.block_until_ready(jitted(PARAMS, INPUTS))
+
+
+def under_scan(step, steps):
+    """All steps in one compiled loop."""
+
+    @quick_jit
+    def run(params, inputs):
+        def body(params, _):
+            return params - 0.01 * step(params, inputs)[1], None
+
+        return jax.lax.scan(body, params, length=steps)[0]
+
+    jax.block_until_ready(run(PARAMS, INPUTS))
+
+
+RUNNERS = {"jit": under_jit, "scan": under_scan}
+STEPS = 3
+
+
+@pytest.fixture(params=RUNNERS)
+def runner(request):
+    return RUNNERS[request.param]
+
+
+def test_the_counters_count(runner):
+    """One gradient: one trace and one evaluation for each step."""
+    loss = CountedLoss()
+    runner(jax.value_and_grad(loss), STEPS)
+    assert loss.ran() == STEPS
+    assert loss.counts["traces"] == 1
+
+
+def test_door_2_evaluates_twice_and_traces_at_most_twice(runner):
+    loss = CountedLoss()
+    runner(optax_sam.value_and_grad(loss, optax_sam.steepest_ascent()), STEPS)
+    assert loss.ran() == 2 * STEPS
+    assert loss.counts["traces"] <= 2
+
+
+def test_door_1_evaluates_and_traces_once(runner):
+    """Counted apart from the user's own clean gradient."""
+    clean, climbed = CountedLoss(), CountedLoss()
+    tx = optax_sam.sam()
+
+    def step(params, inputs):
+        value, grads = jax.value_and_grad(clean)(params, inputs)
+        updates, _ = tx.update(
+            grads, tx.init(params), params, value_fn=lambda p: climbed(p, inputs)
+        )
+        return value, updates
+
+    runner(step, STEPS)
+    assert climbed.ran() == STEPS
+    assert climbed.counts["traces"] == 1
+    assert clean.ran() == STEPS
+
+
+def count_m_sharpness(loss, microbatch_size, at_once):
+    sam = optax_sam.value_and_grad(loss, optax_sam.steepest_ascent())
+    return optax_sam.m_sharpness(sam, microbatch_size=microbatch_size, at_once=at_once)
+
+
+def count_m_sam(loss, microbatch_size, at_once):
+    tx = optax_sam.m_sam(microbatch_size=microbatch_size, at_once=at_once)
+
+    def step(params, inputs):
+        extra = {"value_fn": loss, "batch": inputs}
+        return None, tx.update(None, tx.init(params), params, **extra)[0]
+
+    return step
+
+
+@pytest.mark.parametrize("by_door", [count_m_sharpness, count_m_sam])
+@pytest.mark.parametrize(("microbatch_size", "at_once"), [(1, 1), (2, 1), (2, 2)])
+def test_micro_batches_evaluate_twice_each(runner, by_door, microbatch_size, at_once):
+    """Traced once for each of the two passes: the loop re-uses it."""
+    loss = CountedLoss()
+    runner(by_door(loss, microbatch_size, at_once), STEPS)
+    assert loss.ran() == 2 * STEPS * ROWS // microbatch_size
+    assert loss.counts["traces"] == 2
+
+
+@pytest.mark.parametrize("by_door", [count_m_sharpness, count_m_sam])
+def test_traces_do_not_grow_with_the_number_of_micro_batches(by_door):
+    traces = set()
+    for microbatch_size in (1, 2, 4):
+        loss = CountedLoss()
+        jax.eval_shape(by_door(loss, microbatch_size, 1), PARAMS, INPUTS)
+        traces.add(loss.counts["traces"])
+    assert len(traces) == 1
