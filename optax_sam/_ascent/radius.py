@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_sam._checks import check_floats
 from optax_sam._types import Ascent, Rho, Tree
 
 Direction = Callable[[Tree, Tree], Tree]
@@ -24,6 +25,7 @@ def check_rho(rho: Any) -> None:
 
 def scale_to(direction: Tree, rho: Any, like: Tree) -> Tree:
     """The climb rho * direction, each leaf in the dtype of its gradient."""
+    check_floats(like, "gradient")  # in an integer's dtype the climb would round to 0
     return jax.tree.map(lambda d, g: (rho * d).astype(g.dtype), direction, like)
 
 
