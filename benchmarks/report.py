@@ -1,0 +1,150 @@
+"""How the benchmarks show what they found: progress, statistics, JSON, colours."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+import optax_sam
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = (
+    "optax-sam jax jaxlib optax flax numpy scikit-learn mlxtend matplotlib".split()
+)
+
+# Okabe and Ito's palette, safe for the colour-blind: one colour for each method in all
+# pictures, and greys for what is not sharpness-aware.
+STYLES = {
+    "base": {"color": "#000000", "ls": "-"},
+    "best": {"color": "#555555", "ls": (0, (4, 1.5))},
+    "shorter": {"color": "#999999", "ls": (0, (1, 1))},
+    "longer": {"color": "#999999", "ls": "-"},
+    "control": {"color": "#cc79a7", "ls": "-"},
+    "SAM": {"color": "#0072b2", "ls": "-"},
+    "ASAM": {"color": "#e69f00", "ls": "-"},
+    "m-SAM": {"color": "#009e73", "ls": "-"},
+}
+
+
+def progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        expand=True,
+    )
+
+
+# --- statistics ---------------------------------------------------------------------
+
+
+def mean_and_error(values: Iterable[float]) -> tuple[float, float]:
+    """The mean and its standard error (NaN for one value)."""
+    values = np.asarray(list(values), float)
+    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return float(values.mean()), float(error)
+
+
+def plus_minus(pair: tuple[float, float] | None, digits: int, sign: str = "") -> str:
+    if pair is None:
+        return ""
+    return f"{pair[0]:{sign}.{digits}f} ± {pair[1]:.{digits}f}"
+
+
+# --- files --------------------------------------------------------------------------
+
+
+def provenance() -> dict:
+    """What someone needs to run it again."""
+    versions = {name: version(name) for name in PACKAGES}
+    return {
+        "command": " ".join(
+            ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+        ),
+        "versions": {
+            "python": platform.python_version(),
+            "optax_sam": optax_sam.__version__,
+            **versions,
+        },
+        "cpus": os.cpu_count(),
+    }
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def write_json(path: Path, result: dict) -> None:
+    """Indented, with every list of numbers on a line of its own."""
+    text = json.dumps(rounded(result), indent=1, ensure_ascii=False)
+    text = re.sub(r"\[[^][{}]*\]", lambda match: " ".join(match[0].split()), text)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def rounded(tree):
+    """Five significant digits: more than the seeds can tell apart."""
+    if isinstance(tree, dict):
+        return {key: rounded(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [rounded(value) for value in tree]
+    if isinstance(tree, float | np.floating):
+        return float(f"{tree:.5g}") if np.isfinite(tree) else None
+    return tree
+
+
+# --- pictures -----------------------------------------------------------------------
+
+
+def picture_style() -> None:
+    """Sizes that stay readable when a README shows the picture at half its width."""
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update(
+        {
+            "figure.facecolor": "white",
+            "savefig.dpi": 150,
+            "font.size": 12,
+            "axes.titlesize": 12.5,
+            "axes.titlelocation": "left",
+            "axes.titlepad": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": "#888888",
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#e6e6e6",
+            "xtick.color": "#444444",
+            "ytick.color": "#444444",
+            "lines.linewidth": 2,
+            "lines.solid_capstyle": "round",
+        }
+    )
+
+
+def same_limits(axes: Iterable[Axes], which: str) -> None:
+    """One scale for panels that are to be compared."""
+    axes = list(axes)
+    limits = np.array([getattr(one, f"get_{which}lim")() for one in axes])
+    for one in axes:
+        one.set(**{f"{which}lim": (limits.min(), limits.max())})
