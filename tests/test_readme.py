@@ -1,0 +1,90 @@
+"""What the README says is run, named and linked as it says.
+
+Its ```python blocks are executed from top to bottom in one namespace, as by a reader
+who pastes one after the other; tracebacks show the README's own line numbers.
+"""
+
+import inspect
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+import optax_sam
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+
+
+def text():
+    return README.read_text(encoding="utf-8")
+
+
+def python_blocks():
+    """The code of every ```python block, moved down to the line where it stands."""
+    blocks = re.finditer(r"^```python\n(.*?)^```$", text(), re.MULTILINE | re.DOTALL)
+    return ["\n" * text()[: block.start(1)].count("\n") + block[1] for block in blocks]
+
+
+def public_names():
+    items = vars(optax_sam).items()
+    return sorted(n for n, x in items if n[0] != "_" and not inspect.ismodule(x))
+
+
+def test_blocks_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # what they write stays out of the checkout
+    namespace = {"__name__": "__main__"}
+    for block in python_blocks():
+        exec(compile(block, str(README), "exec"), namespace)
+
+
+def test_both_doors_are_shown():
+    code = "\n".join(python_blocks())
+    for needed in ("value_fn=", "optax.chain(optax_sam.", "optax_sam.value_and_grad("):
+        assert needed in code
+    assert len(python_blocks()) > 2
+
+
+def test_every_fence_is_closed():
+    fences = re.findall(r"^ *```(\w*)$", text(), re.MULTILINE)
+    assert fences[1::2] == [""] * (len(fences) // 2)
+    assert len(fences) % 2 == 0
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_public_name_is_in_it(name):
+    assert re.search(rf"(?<![\w.])(optax_sam\.)?{name}(?!\w)", text())
+
+
+def test_local_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)\s]+)", text()) + re.findall(r'src="([^"]+)"', text())
+    assert links
+    local = [link for link in links if "://" not in link]
+    paths = {link.split("#")[0] for link in local} - {""}
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    assert not missing
+    anchors = {link[1:] for link in local if link.startswith("#")}
+    assert anchors <= {anchor(title) for title in headings()}
+
+
+def test_colab_badges_open_existing_notebooks():
+    for path in re.findall(r"colab\.research\.google\.com/github/[^)\s\"]+", text()):
+        notebook = path.split("/blob/")[1].split("/", 1)[1]
+        assert (ROOT / notebook).exists(), notebook
+
+
+def headings():
+    return re.findall(r"^#+ (.+)$", text(), re.MULTILINE)
+
+
+def anchor(title):
+    """GitHub's name for the place of a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def test_commands_name_existing_files():
+    commands = re.findall(r"^(?: {4}|\$ )(.*python\S* .*)$", text(), re.MULTILINE)
+    scripts = {s for c in commands for s in re.findall(r"\S+\.py\b", c)}
+    assert scripts, "the first command of the README runs a benchmark"
+    assert not [s for s in scripts if not os.path.exists(ROOT / s)]
