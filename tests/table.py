@@ -165,11 +165,15 @@ def only(condition):
     return mark
 
 
+def rows_for(test, rows):
+    """The rows that a property is about."""
+    return list(filter(getattr(test, "condition", None) or (lambda row: True), rows))
+
+
 def cross(metafunc, rows):
     """For `pytest_generate_tests`: one test for each row that the property is about."""
     if "row" in metafunc.fixturenames:
-        condition = getattr(metafunc.function, "condition", lambda row: True)
-        chosen = [row for row in rows if condition(row)]
+        chosen = rows_for(metafunc.function, rows)
         # Of module scope, so that the tests of one row, and what they compile, are run
         # one after the other.
         names = [row.name for row in chosen]

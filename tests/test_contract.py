@@ -166,18 +166,15 @@ def test_climb_can_be_differentiated(row, name):
 
 @only(ascent_that_follows)
 def test_derivative_of_the_climb_is_its_slope(row):
-    # Central differences in float64; second_order=True rests on this derivative.
-    with jax.enable_x64(True):
-        grads, params = cast(GRADS, jnp.float64), cast(PARAMS, jnp.float64)
-        along = jax.tree.map(jnp.cos, grads)
+    # Against central differences; second_order=True rests on this derivative.
+    along = jax.tree.map(jnp.cos, GRADS)
 
-        def at(t):
-            moved = jax.tree.map(lambda g, v: g + t * v, grads, along)
-            return row.climb(moved, params)
+    def at(t):
+        return row.climb(jax.tree.map(lambda g, v: g + t * v, GRADS, along))
 
-        slope = flat(jax.jvp(at, (0.0,), (1.0,))[1])
-        difference = flat(at(1e-6)) - flat(at(-1e-6))
-    np.testing.assert_allclose(slope, difference / 2e-6, atol=1e-7)
+    slope = flat(jax.jvp(at, (0.0,), (1.0,))[1])
+    difference = flat(at(0.01)) - flat(at(-0.01))
+    np.testing.assert_allclose(slope, difference / 0.02, atol=2e-4)
 
 
 # --- Trees and dtypes -------------------------------------------------------------
@@ -201,11 +198,13 @@ def test_structure_and_dtypes_are_kept(row):
 
 @only(is_ascent)
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
-def test_half_precision(row, name):
+def test_half_precision_is_rounded_once(row, name):
+    # Norms and all else in float32: what comes out is the rounding of that climb.
     grads, params = of_dtypes(*[name] * 4)
     climb = row.climb(grads, params)
-    chex.assert_trees_all_equal_shapes_and_dtypes(climb, grads)
-    assert_radius(row, climb, params, rtol=8e-3)
+    wide = row.climb(cast(grads, jnp.float32), cast(params, jnp.float32))
+    chex.assert_trees_all_equal(climb, cast(wide, name))
+    chex.assert_trees_all_equal_dtypes(climb, grads)
 
 
 @only(is_ascent)

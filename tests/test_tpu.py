@@ -1,0 +1,148 @@
+"""The counts of `test_collectives.py` for whole pods, by XLA's TPU compiler.
+
+It needs no TPU, but libtpu: `pip install libtpu`, or the extra `tpu`. Without it these
+tests fail; they are run where the extra is installed, with `pytest -m tpu -n 0`.
+As a script, this file prints the counts for one topology.
+"""
+
+import functools
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from test_collectives import (
+    BATCH_NORM_SAM,
+    SAM,
+    SPLIT,
+    WHOLE,
+    counts,
+    flops,
+    loss,
+    step_with,
+    structs,
+)
+
+import optax_sam
+
+pytestmark = [pytest.mark.slow, pytest.mark.tpu]
+
+PODS = {"v5e:2x4": 8, "v5e:16x16": 256}
+#: So many examples on each device that climbs do not show, in one sub-batch or in four;
+#: few where parameters are split, or XLA hides their gathers in loops around products.
+MANY, FEW, TRIPS = 2048, 16, 4
+#: So that each parameter can be split over 256 devices.
+DIMS = (256, 512, 256)
+
+
+def measure(topology):
+    """Collectives and FLOPs of a step on each device of a pod."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    mesh = Mesh(np.array(devices.devices), ("data",))
+
+    def step_of(grad_fn, placed, on_each):
+        args = structs(mesh, placed, SPLIT, on_each * mesh.size, DIMS)
+        places = jax.tree.map(lambda x: x.sharding, args[0])
+        step = jax.jit(step_with(grad_fn), out_shardings=(places, None))
+        compiled = step.lower(*args).compile()
+        return counts(compiled) | {"flops": flops(compiled)}
+
+    def m_sam(grad_fn, microbatch_size=None):
+        options = {"axis_name": "data", "mesh": mesh}
+        return optax_sam.m_sharpness(
+            grad_fn, microbatch_size=microbatch_size, **options
+        )
+
+    size = MANY // TRIPS
+    programs = {
+        "gradient descent": (jax.value_and_grad(loss), WHOLE, MANY),
+        "SAM": (SAM, WHOLE, MANY),
+        "m-SAM": (m_sam(SAM), WHOLE, MANY),
+        "m-SAM in a loop": (m_sam(SAM, size), WHOLE, MANY),
+        "m-SAM with BatchNorm": (m_sam(BATCH_NORM_SAM, size), WHOLE, MANY),
+        "SAM, sharded": (SAM, SPLIT, FEW),
+        "m-SAM, sharded": (m_sam(SAM), SPLIT, FEW),
+        "m-SAM in a loop, sharded": (m_sam(SAM, FEW // TRIPS), SPLIT, FEW),
+    }
+    found = {name: step_of(*program) for name, program in programs.items()}
+    return found | {"devices": mesh.size}
+
+
+@functools.cache
+def measured(topology):
+    """In a process of its own: a compiler for TPUs and simulated CPUs do not mix."""
+    env = {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        # Or two of them at once abort, one on the other's lock file.
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, __file__, topology],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    if done.returncode:
+        pytest.fail(f"Is libtpu installed (extra `tpu`)?\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+pods = pytest.mark.parametrize("topology", PODS)
+
+
+def collectives_of(topology, name):
+    found = dict(measured(topology)[name])
+    del found["flops"]
+    return found
+
+
+@pods
+def test_number_of_devices(topology):
+    assert measured(topology)["devices"] == PODS[topology]
+
+
+@pods
+@pytest.mark.parametrize(
+    ("name", "all_reduces"),
+    [
+        ("gradient descent", 1),
+        ("SAM", 2),
+        ("m-SAM", 1),
+        ("m-SAM in a loop", 1),
+        ("m-SAM with BatchNorm", 1),
+    ],
+)
+def test_all_reduces_of_a_step(topology, name, all_reduces):
+    assert collectives_of(topology, name) == {"all-reduce": all_reduces}
+
+
+@pods
+@pytest.mark.parametrize("name", ["m-SAM", "m-SAM in a loop"])
+def test_fully_sharded_m_sam_needs_half_of_what_sam_does(topology, name):
+    """XLA may gather small parameters by an all-reduce, so all are counted too."""
+    sam = collectives_of(topology, "SAM, sharded")
+    m_sam = collectives_of(topology, f"{name}, sharded")
+    assert m_sam.get("all-gather", 0) <= sam.get("all-gather", 0) / 2
+    assert sum(m_sam.values()) <= sum(sam.values()) / 2
+    assert math.isfinite(sum(sam.values()))
+
+
+@pods
+@pytest.mark.parametrize(("name", "trips"), [("m-SAM", 1), ("m-SAM in a loop", TRIPS)])
+def test_flops_of_a_device(topology, name, trips):
+    """XLA counts the body of a loop once."""
+    one = measured(topology)["gradient descent"]["flops"]
+    found = measured(topology)[name]["flops"]
+    assert trips * found / one == pytest.approx(2, abs=0.02)
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1])))
