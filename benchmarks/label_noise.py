@@ -351,7 +351,7 @@ def draw(result: dict, path: Path) -> None:
     panels: dict[str, list[np.ndarray]] = {}
     for part, comparison in zip(parts[:, 0], comparisons, strict=True):
         part.suptitle(comparison["title"], x=0.01, ha="left", weight="bold", size=14)
-        axes = part.subplots(1, 3, width_ratios=(1.2, 1, 1))
+        axes = part.subplots(1, 3, width_ratios=(1, 1, 1))
         draw_accuracy(axes[0], comparison["methods"])
         draw_landscape(axes[1], comparison["methods"], result["landscape_distances"])
         draw_curves(axes[2], comparison["methods"])
@@ -375,13 +375,13 @@ def draw_accuracy(axes: Axes, rows: list[dict]) -> None:
         mean, error = row["summary"]["test_accuracy"]
         spread = place + 0.22 * np.linspace(-1, 1, len(values))
         axes.plot(values, spread, "o", color=colour, ms=4, alpha=0.35, mew=0)
-        axes.plot(mean, place, "D", color=colour, ms=7, mec="white", zorder=4)
         axes.errorbar(mean, place, xerr=error, color=colour, lw=2.5, zorder=3)
+        axes.plot(mean, place, "D", color=colour, ms=7, mec="white", zorder=4)
         axes.annotate(
             f"{mean:.1f} ± {error:.1f}",
-            (1.0, place),
+            (1.02, place),
             xycoords=("axes fraction", "data"),
-            ha="right",
+            ha="left",
             va="center",
             color=colour,
         )
@@ -402,7 +402,13 @@ def accuracy_claim(rows: list[dict]) -> str:
     numbers = top["summary"]["gain_over_best_length"]
     if numbers is None:
         return f"Nothing beats {top['name']}"
-    return f"{top['name']}: {report.plus_minus(numbers, 1, '+')} over {best['name']}"
+    gained = report.plus_minus(numbers, 1, "+")
+    return f"{short(top)}: {gained} points over\n{best['name']}"
+
+
+def short(row: dict) -> str:
+    """The name without that of the optimizer, which the title of the row has."""
+    return row["name"].removeprefix("AdamW, ")
 
 
 def draw_landscape(axes: Axes, rows: list[dict], distances: list[float]) -> None:
@@ -425,10 +431,11 @@ def flatness_claim(rows: list[dict]) -> str:
     top = min(sharpness_aware, key=lambda row: row["summary"]["rise"][0])
     difference, error = top["summary"]["rise_over_base"]
     ours, theirs = top["summary"]["rise"][0], base["summary"]["rise"][0]
-    names = f"{top['name']} rises {ours:.2f}, {base['name']} {theirs:.2f}"
+    verdict = "not flatter"
     if difference < -2 * error:
-        return f"{names}: {1 - ours / theirs:.0%} flatter"
-    return f"{names}: not flatter"
+        verdict = f"{1 - ours / theirs:.0%} flatter"
+    rises = f"the loss rises by {ours:.2f}, not {theirs:.2f}"
+    return f"{short(top)} is {verdict} than {base['name']}:\n{rises}"
 
 
 def draw_curves(axes: Axes, rows: list[dict]) -> None:
@@ -439,6 +446,7 @@ def draw_curves(axes: Axes, rows: list[dict]) -> None:
         axes.plot(cost, curves.mean(0), label=row["name"], **report.STYLES[row["role"]])
     axes.set_xlabel("gradients evaluated, in epochs")
     axes.set_ylabel("test accuracy, %")
+    axes.set_title("test accuracy along training,\nmean of the seeds")
     axes.legend(fontsize=9, frameon=False, loc="lower right", labelspacing=0.25)
 
 
