@@ -173,34 +173,44 @@ def count(compiled, trips: int, chips: int) -> dict:
 
 def collectives(text: str, trips: int, chips: int) -> dict[str, list[int]]:
     """The bytes of every collective that one step runs, by kind."""
-    # One that overlaps with computation stands in several computations: its channel
-    # tells that it is one.
-    found, looped = {}, computations_in_loops(text)
+    found, looped, copies = {}, computations_in_loops(text), copied(text)
     for computation, line in lines(text):
         match = re.search(
-            r" = (.*?) (all-reduce|all-gather|reduce-scatter)(-start)?\(", line
+            r" = (.*?) (all-reduce|all-gather|reduce-scatter)(-start)?\((.*?)\)", line
         )
         if not match:
             continue
-        shapes, kind, start = match.groups()
+        shapes, kind, start, operands = match.groups()
         size = sum(map(bytes_of, re.findall(r"(\w+)\[([\d,]*)\]", shapes)))
-        operands = re.search(rf"{kind}(?:-start)?\((.*?)\)", line)[1].split(", ")
         if kind == "all-gather" and start:  # its type has the shards as well
             size = size * chips // (chips + 1)
         if kind == "reduce-scatter":
             size *= chips
         if kind == "all-reduce" and "all-reduce-scatter" in computation:
             kind = "reduce-scatter"
-        elif all("dynamic-update-slice" in name for name in operands):
+        elif all(is_padded(name, copies) for name in operands.split(", ")):
             kind = "all-gather"
+        # One that overlaps with computation stands in several computations: its
+        # channel tells that it is one.
         channel = re.search(r"channel_id=(\d+)", line)[1]
         found[kind, channel] = [size] * (trips if computation in looped else 1)
-    return {
-        name: [
-            size for (kind, _), sizes in found.items() if kind == name for size in sizes
-        ]
-        for name in COLLECTIVES
-    }
+    out = {name: [] for name in COLLECTIVES}
+    for (kind, _), sizes in found.items():
+        out[kind] += sizes
+    return out
+
+
+def copied(text: str) -> dict[str, str]:
+    """Of every copy, what it is a copy of."""
+    return dict(re.findall(r"%(\S+) = .*? copy(?:-start|-done)?\(%([^,)]+)", text))
+
+
+def is_padded(name: str, copies: dict[str, str]) -> bool:
+    """Whether this is a shard that was written into an array of zeros."""
+    name = name.removeprefix("%")
+    while name in copies:
+        name = copies[name]
+    return "dynamic-update-slice" in name
 
 
 def lines(text: str):

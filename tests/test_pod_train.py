@@ -14,7 +14,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-STEPS, EVERY = 60, 10
+STEPS, EVERY = 40, 10
 TIMEOUT = 240
 
 
