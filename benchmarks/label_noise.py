@@ -444,6 +444,9 @@ def draw_curves(axes: Axes, rows: list[dict]) -> None:
         curves = np.array([run["test_accuracy_curve"] for run in row["runs"]])
         cost = row["gradients_per_step"] * np.array(row["curve_epochs"])
         axes.plot(cost, curves.mean(0), label=row["name"], **report.STYLES[row["role"]])
+    # The first epochs are alike; leave the room to the last ones, and to the legend.
+    lowest = min(row["summary"]["test_accuracy"][0] for row in rows)
+    axes.set_ylim(bottom=lowest - 32)
     axes.set_xlabel("gradients evaluated, in epochs")
     axes.set_ylabel("test accuracy, %")
     axes.set_title("test accuracy along training,\nmean of the seeds")

@@ -13,13 +13,15 @@ How to read it:
 
 - XLA counts the body of a loop once. The micro-batches are a loop, so its FLOPs, and
   the collectives inside of it if there were any, are multiplied by its trips. (That
-  counts the few operations outside of the loop too often: under 1 %.)
+  counts the few operations outside of the loop too often, by about 1 %.)
 - Bytes are those of the whole arrays: what an all-reduce sums, what an all-gather has
   gathered, what a reduce-scatter starts from.
 - One collective may carry several arrays. A gather of very small shards is carried out
   as an all-reduce of arrays padded with zeros; it is counted as the gather that it is.
 - TPUs multiply in bfloat16 by default, so under plain `jit` XLA gathers half the bytes;
   `shard_map` takes the parameters whole, in float32: fewer gathers, as many bytes.
+- Memory is the chip's main memory. This network is so small that its activations stay
+  in the cores' own, so what micro-batches save there does not show.
 - It says nothing about time.
 """
 
@@ -165,9 +167,12 @@ def count(compiled, trips: int, chips: int) -> dict:
         "temporary_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
     }
-    for name, sizes in collectives(compiled.as_text(), trips, chips).items():
+    text = compiled.as_text()
+    for name, sizes in collectives(text, trips, chips).items():
         row[name] = len(sizes)
         row[f"{name}_bytes"] = sum(sizes)
+    other = r" (?:all-to-all|collective-permute)(?:-start)?\("
+    row["other_collectives"] = len(re.findall(other, text))
     return row
 
 
@@ -176,11 +181,12 @@ def collectives(text: str, trips: int, chips: int) -> dict[str, list[int]]:
     found, looped, copies = {}, computations_in_loops(text), copied(text)
     for computation, line in lines(text):
         match = re.search(
-            r" = (.*?) (all-reduce|all-gather|reduce-scatter)(-start)?\((.*?)\)", line
+            r"(\S+) = (.*?) (all-reduce|all-gather|reduce-scatter)(-start)?\((.*?)\)",
+            line,
         )
         if not match:
             continue
-        shapes, kind, start, operands = match.groups()
+        name, shapes, kind, start, operands = match.groups()
         size = sum(map(bytes_of, re.findall(r"(\w+)\[([\d,]*)\]", shapes)))
         if kind == "all-gather" and start:  # its type has the shards as well
             size = size * chips // (chips + 1)
@@ -188,12 +194,14 @@ def collectives(text: str, trips: int, chips: int) -> dict[str, list[int]]:
             size *= chips
         if kind == "all-reduce" and "all-reduce-scatter" in computation:
             kind = "reduce-scatter"
-        elif all(is_padded(name, copies) for name in operands.split(", ")):
+        elif all(is_padded(operand, copies) for operand in operands.split(", ")):
             kind = "all-gather"
-        # One that overlaps with computation stands in several computations: its
-        # channel tells that it is one.
+        # One that overlaps with computation stands in several fused computations, and
+        # its channel tells that it is one; elsewhere channels may be shared.
         channel = re.search(r"channel_id=(\d+)", line)[1]
-        found[kind, channel] = [size] * (trips if computation in looped else 1)
+        found[kind, channel if "fus" in computation else name] = [size] * (
+            trips if computation in looped else 1
+        )
     out = {name: [] for name in COLLECTIVES}
     for (kind, _), sizes in found.items():
         out[kind] += sizes

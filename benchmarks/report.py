@@ -24,9 +24,7 @@ from rich.progress import (
 import optax_sam
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = (
-    "optax-sam jax jaxlib optax flax numpy scikit-learn mlxtend matplotlib".split()
-)
+PACKAGES = "jax jaxlib optax flax numpy scikit-learn mlxtend matplotlib".split()
 
 # Okabe and Ito's palette, safe for the colour-blind: one colour for each method in all
 # pictures, and greys for what is not sharpness-aware.

@@ -246,11 +246,6 @@ def _p(ord, **options):
     }
 
 
-def _m_asam(rho, microbatch_size):
-    ascent = optax_sam.adaptive_ascent(rho)
-    return optax_sam.m_sam(ascent=ascent, microbatch_size=microbatch_size)
-
-
 def _random_sam(rho, key):
     return optax_sam.sharpness_aware(optax_sam.random_ascent(rho, key))
 
@@ -300,7 +295,6 @@ PRODUCTS = [
     ),
     Row("asam-micro", _asam, **_SPLIT, **_ASAM),
     Row("m_sam", _m_sam, **_SPLIT),
-    Row("m_sam-adaptive", _m_asam, **_SPLIT, **_ASAM),
     Row("random-sam", _random_sam, product=True, **_RANDOM),
 ]
 ROWS = ASCENTS + PRODUCTS

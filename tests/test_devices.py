@@ -431,7 +431,10 @@ def train_with(product, problem, context, microbatch_size):
     return params, state
 
 
-@by_every_path
+@pytest.mark.parametrize(
+    ("context", "microbatch_size"),
+    [("shard_map", None), ("shard_map", 2), ("pmap", None), ("mesh", 2)],
+)
 def test_m_sam(context, microbatch_size):
     product = functools.partial(optax_sam.m_sam, RHO)
     params, _ = train_with(product, NETWORK, context, microbatch_size)
@@ -495,7 +498,7 @@ def test_place_of_the_average(name, context):
     check_chain(*CHAINED[name], TANH, context)
 
 
-@pytest.mark.parametrize("context", ["shard_map", "pmap"])
+@pytest.mark.parametrize("context", ["shard_map", "vmap"])
 def test_place_of_the_average_with_batch_norm_and_dropout(context):
     check_chain(optax_sam.sam(RHO, has_aux=True), steepest, NETWORK, context)
 

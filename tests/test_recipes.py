@@ -282,6 +282,22 @@ def test_multi_steps_behind_sam_is_m_sam():
     assert_close(grads, average)
 
 
+def test_m_sam_takes_any_ascent():
+    @jax.jit
+    def both():
+        same = [
+            optax_sam.m_sam(ascent=adaptive_ascent(RHO), microbatch_size=4),
+            optax_sam.asam(RHO, microbatch_size=4),
+        ]
+        call = {"value_fn": loss, "batch": BATCH}
+        return [tx.update(None, tx.init(PARAMS), PARAMS, **call)[0] for tx in same]
+
+    by_ascent, by_name = both()
+    assert_close(by_ascent, by_name)
+    each = [sam_gradient(PARAMS, batch) for batch in BATCHES]
+    assert_different(by_ascent, jax.tree.map(lambda *g: sum(g) / 4, *each))
+
+
 def test_multi_steps_around_sam_is_something_else():
     # It climbs along the mean gradient, and differentiates the last micro-batch only.
     inner = optax.chain(sam(RHO), optax.sgd(LEARNING_RATE))
