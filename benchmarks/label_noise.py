@@ -446,11 +446,18 @@ def draw_curves(axes: Axes, rows: list[dict]) -> None:
         axes.plot(cost, curves.mean(0), label=row["name"], **report.STYLES[row["role"]])
     # The first epochs are alike; leave the room to the last ones, and to the legend.
     lowest = min(row["summary"]["test_accuracy"][0] for row in rows)
-    axes.set_ylim(bottom=lowest - 32)
+    axes.set_ylim(bottom=lowest - 37)
     axes.set_xlabel("gradients evaluated, in epochs")
     axes.set_ylabel("test accuracy, %")
     axes.set_title("test accuracy along training,\nmean of the seeds")
-    axes.legend(fontsize=9, frameon=False, loc="lower right", labelspacing=0.25)
+    axes.legend(
+        loc="lower right",
+        fontsize=9,
+        frameon=False,
+        labelspacing=0.2,
+        handlelength=1.5,
+        borderaxespad=0,
+    )
 
 
 # --- options ------------------------------------------------------------------------

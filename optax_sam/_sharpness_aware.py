@@ -137,7 +137,11 @@ def _from_gradient(climber: Climber, axis_name: AxisName | None) -> Update:
         check_leaves(params, updates)
 
         def loss(point: Tree) -> Any:
-            return value_fn(point) if batch is None else value_fn(point, batch)
+            out = value_fn(point) if batch is None else value_fn(point, batch)
+            if axis_name is not None:
+                value = out[0] if climber.has_aux else out
+                _devices.refuse_averaged_value(value, axis_name)
+            return out
 
         if axis_name is None:
             gradient, new_state = climber.gradient(loss, updates, state, params)

@@ -137,6 +137,7 @@ def test_a_network_against_the_dense_hessian(x64):
     np.testing.assert_allclose(values, expected, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_network_of_43_018_parameters_in_float32():
     """Against ARPACK, implicitly restarted Lanczos, in float64."""
     sizes, num_examples = (196, 128, 128, 10), 64
