@@ -378,7 +378,7 @@ def draw_accuracy(axes: Axes, rows: list[dict]) -> None:
         axes.errorbar(mean, place, xerr=error, color=colour, lw=2.5, zorder=3)
         axes.plot(mean, place, "D", color=colour, ms=7, mec="white", zorder=4)
         axes.annotate(
-            f"{mean:.1f} ± {error:.1f}",
+            report.plus_minus((mean, error), 1),
             (1.02, place),
             xycoords=("axes fraction", "data"),
             ha="left",
@@ -432,7 +432,7 @@ def flatness_claim(rows: list[dict]) -> str:
     difference, error = top["summary"]["rise_over_base"]
     ours, theirs = top["summary"]["rise"][0], base["summary"]["rise"][0]
     verdict = "not flatter"
-    if difference < -2 * error:
+    if error is not None and difference < -2 * error:
         verdict = f"{1 - ours / theirs:.0%} flatter"
     rises = f"the loss rises by {ours:.2f}, not {theirs:.2f}"
     return f"{short(top)} is {verdict} than {base['name']}:\n{rises}"
@@ -469,15 +469,14 @@ def main() -> None:
     if not console.is_terminal:
         console = Console(width=140)
     path = options.out / "label_noise.json"
-    if options.redraw:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    else:
+    if not options.redraw:
         chosen = [c for c in COMPARISONS if c.task.name in options.tasks]
         if options.smoke:
             chosen = [tiny(comparison) for comparison in chosen]
         options.out.mkdir(parents=True, exist_ok=True)
-        result = measure(chosen, options.seeds)
-        report.write_json(path, result)
+        report.write_json(path, measure(chosen, options.seeds))
+    # Tables and picture are of what the file holds.
+    result = json.loads(path.read_text(encoding="utf-8"))
     print_tables(result, console)
     draw(result, path.with_suffix(".png"))
     console.print(f"{result['seconds']:.0f} s. Wrote {path} and its picture, .png")

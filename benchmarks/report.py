@@ -63,9 +63,12 @@ def mean_and_error(values: Iterable[float]) -> tuple[float, float]:
 
 
 def plus_minus(pair: tuple[float, float] | None, digits: int, sign: str = "") -> str:
+    """As in "81.5 ± 0.7"; nothing for no pair, "?" for the error of a single value."""
     if pair is None:
         return ""
-    return f"{pair[0]:{sign}.{digits}f} ± {pair[1]:.{digits}f}"
+    mean, error = pair
+    known = error is not None and np.isfinite(error)  # JSON has null for NaN
+    return f"{mean:{sign}.{digits}f} ± " + (f"{error:.{digits}f}" if known else "?")
 
 
 # --- files --------------------------------------------------------------------------
