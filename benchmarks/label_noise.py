@@ -9,8 +9,8 @@ Two tasks, with images that come inside packages, so that nothing is downloaded:
 Training, validation and test images, the wrong labels and the initial weights are drawn
 anew for each seed. Settings were tuned on validation images of other seeds. Accuracy is
 that of the last epoch on test images, whose labels are clean. Prints a table for each
-task and writes label_noise.json, with every run, and label_noise.png. Takes about two
-minutes on two cores.
+task and writes label_noise.json, with every run, and label_noise.png. Takes two to
+three minutes on two cores.
 """
 
 import argparse

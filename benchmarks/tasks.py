@@ -147,7 +147,7 @@ DIGITS = Task(
     "digits",
     digits,
     model=ConvNet(),
-    tiny_model=ConvNet(features=(8, 8)),
+    tiny_model=ConvNet(features=(16,), strides=(2,)),
     train=500,
     validation=400,
     batch=50,

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from problems import QUICK, quick_jit
-from test_collectives import collectives, counts
+from test_collectives import collectives, counts, flops
 from test_devices import RHO, SIZE, Problem, assert_same, mesh_of, oracle
 
 import optax_sam
@@ -189,6 +189,16 @@ def compile_and_run(grad_fn, mesh, specs, split):
     return compiled(params, batch), compiled
 
 
+def test_tensor_parallel_parameters_stay_split():
+    """Axes that m-sharpness does not name are left to the compiler."""
+    mesh = mesh_of(data=4, model=2)
+    grad_fn = optax_sam.m_sharpness(sam(), axis_name="data", mesh=mesh)
+    _, split = compile_and_run(grad_fn, mesh, TENSOR_PARALLEL, P("data"))
+    _, whole = compile_and_run(grad_fn, mesh, PLACES["replicated"], P("data"))
+    assert "all-gather" not in counts(split)
+    assert flops(split) < 0.6 * flops(whole)
+
+
 def between_replicas(compiled):
     """The collectives whose groups reach beyond four devices that hold one model."""
     found = collectives(compiled.as_text())
@@ -204,9 +214,10 @@ def test_one_climb_for_each_group_that_shares_a_model():
     assert_same(out, value_and_gradient(SIZE // 2))
     (crossing,) = between_replicas(compiled)
     assert (crossing.kind, crossing.times) == ("all-reduce", 1)
-    # SAM's own program has both averages cross, and more.
+    # SAM's own program has both averages cross, and more, for the same work.
     _, whole = compile_and_run(sam(), *args)
     assert len(between_replicas(whole)) >= 2
+    assert flops(compiled) < 1.1 * flops(whole)
 
 
 def test_micro_batches_of_all_devices():
