@@ -1,0 +1,452 @@
+"""`optax_sam.nnx`: two gradients, and a model left as after one pass.
+
+The oracle differentiates clones of the model with `nnx.value_and_grad` itself: one at
+the parameters, whose state afterwards is the state to be, and one at the climb's end.
+"""
+
+import builtins
+import functools
+import importlib.util
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import optax_sam
+import optax_sam.nnx
+from optax_sam import steepest_ascent
+
+RHO = 0.5
+rng = np.random.default_rng(0)
+X = jnp.asarray(rng.normal(size=(12, 3)), jnp.float32)
+Y = jnp.asarray(rng.normal(size=12), jnp.float32)
+
+
+class Net(nnx.Module):
+    """BatchNorm and dropout; the dropout's stream belongs to the model."""
+
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(3, 5, use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(5, rngs=rngs)
+        self.dropout = nnx.Dropout(0.3, rngs=rngs)
+        self.out = nnx.Linear(5, 1, rngs=rngs)
+        self.frozen = nnx.Variable(jnp.asarray(0.1, jnp.float32))  # never written
+        self.positive = nnx.Variable(jnp.asarray(0, jnp.int32))
+
+    def __call__(self, x):
+        self.positive[...] = jnp.sum(x > 0, dtype=jnp.int32)
+        x = self.dropout(nnx.relu(self.norm(self.hidden(x))))
+        return self.out(x)[:, 0] + self.frozen[...]
+
+
+def loss_fn(model, x, y):
+    out = model(x)
+    return jnp.mean((out - y) ** 2), out
+
+
+NET = Net(nnx.Rngs(0, dropout=1))
+
+
+def net():
+    return nnx.clone(NET)
+
+
+def state_of(*objects):
+    """Every variable, as arrays that can be compared; keys by their data."""
+
+    def data(x):
+        is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(x) if is_key else x
+
+    return jax.tree.map(data, nnx.to_pure_dict(nnx.as_pure(nnx.state(objects))))
+
+
+def assert_close(tree, other):
+    chex.assert_trees_all_close(tree, other, rtol=2e-5, atol=2e-6)
+
+
+def arrays(grads):
+    return nnx.to_pure_dict(nnx.as_pure(grads))
+
+
+@functools.cache
+def of_nnx(loss_fn, wrt):
+    argnums = nnx.DiffState(0, wrt)
+    return nnx.jit(nnx.value_and_grad(loss_fn, argnums=argnums, has_aux=True))
+
+
+def by_hand(model, *args, loss_fn=loss_fn, fold=None, wrt=nnx.Param):
+    """SAM by two passes over clones, and the state after the first."""
+    clean, climbed = nnx.clone((model, *args)), nnx.clone((model, *args))
+    if fold is not None:
+        fold_keys(clean, fold)
+        fold_keys(climbed, fold)
+    grad_fn = of_nnx(loss_fn, wrt)
+    out, grads = grad_fn(*clean)
+    size = optax.tree.norm(nnx.as_pure(grads))
+    params = nnx.state(climbed[0], wrt)
+    nnx.update(climbed[0], jax.tree.map(lambda w, g: w + RHO * g / size, params, grads))
+    return out, arrays(grad_fn(*climbed)[1]), state_of(*clean)
+
+
+def fold_keys(objects, index):
+    for _, variable in nnx.iter_graph(objects):
+        if isinstance(variable, nnx.RngKey):
+            variable[...] = jax.random.fold_in(variable[...], index)
+
+
+def grads_of(**options):
+    return optax_sam.nnx.value_and_grad(
+        options.pop("loss_fn", loss_fn),
+        options.pop("ascent", steepest_ascent(RHO)),
+        **{"has_aux": True} | options,
+    )
+
+
+# --- One clean pass -----------------------------------------------------------------
+
+
+def under_nnx_jit(grad_fn, *args):
+    return nnx.jit(grad_fn)(*args)
+
+
+def under_jax_jit(grad_fn, *args):
+    is_array = [isinstance(x, jax.Array) for x in args]
+    objects = [x for x, array in zip(args, is_array, strict=True) if not array]
+    graphdef, state = nnx.split(objects)
+
+    @jax.jit
+    def step(state, arrays):
+        objects, arrays = nnx.merge(graphdef, state), iter(arrays)
+        places = iter(objects)
+        args = [next(arrays if array else places) for array in is_array]
+        out, grads = grad_fn(*args)
+        return out, grads, nnx.state(objects)
+
+    out, grads, state = step(state, [x for x in args if isinstance(x, jax.Array)])
+    nnx.update(objects, state)
+    return out, grads
+
+
+COMPILED = pytest.mark.parametrize("how", [under_nnx_jit, under_jax_jit])
+
+
+@COMPILED
+def test_two_gradients_and_one_pass(how):
+    model = net()
+    out, grads, after = by_hand(model, X, Y)
+    got, got_grads = how(grads_of(), model, X, Y)
+    assert_close(got, out)
+    assert_close(arrays(got_grads), grads)
+    assert_close(state_of(model, X, Y), after)
+    assert model.dropout.rngs.count[...] == 1
+    assert not np.allclose(model.norm.mean[...], 0)
+
+
+def test_the_gradient_is_that_of_nnx():
+    model = net()
+    _, theirs = of_nnx(loss_fn, nnx.Param)(net(), X, Y)
+    _, ours = under_nnx_jit(grads_of(), model, X, Y)
+    assert type(ours) is type(theirs)
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    # So the optimizer takes it, and only the parameters move.
+    before = state_of(model)
+    nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param).update(model, ours)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state_of(model))
+    assert moved[0]["hidden"]["kernel"]
+    assert not moved[0]["norm"]["mean"]
+
+
+def test_without_aux():
+    grad_fn = grads_of(loss_fn=lambda *a: loss_fn(*a)[0], has_aux=False)
+    value, grads = under_nnx_jit(grad_fn, net(), X, Y)
+    out, expected, _ = by_hand(net(), X, Y)
+    assert_close((value, arrays(grads)), (out[0], expected))
+
+
+def test_both_passes_draw_the_same_mask():
+    # Linear in the weight, so both gradients are the mask itself.
+    class Masked(nnx.Module):
+        def __init__(self):
+            self.weight = nnx.Param(jnp.ones(64))
+            self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def linear(model):
+        return jnp.sum(model.dropout(jnp.ones(64)) * model.weight[...])
+
+    masks = []
+    for options in ({}, {"combine": lambda clean, climbed: clean}):
+        grad_fn = grads_of(loss_fn=linear, has_aux=False, **options)
+        masks.append(arrays(grad_fn(Masked())[1])["weight"])
+    assert 0 < (masks[0] == 0).sum() < 64
+    np.testing.assert_array_equal(*masks)
+
+
+@COMPILED
+def test_nnx_objects_in_the_arguments(how):
+    # A stream under two names, and a metric, in a container and by keyword.
+    def loss(model, x, tools, *, y):
+        noise = jax.random.normal(tools["rngs"].noise(), x.shape)
+        more = jax.random.normal(tools["same"].noise(), ())
+        value, out = loss_fn(model, x + 0.1 * noise + more, y)
+        tools["metric"].update(values=value)
+        return value, out
+
+    def make():
+        rngs = nnx.Rngs(noise=5)
+        metric = nnx.metrics.Average()
+        return net(), {"rngs": rngs, "same": rngs, "metric": metric, "nothing": None}
+
+    def with_y(fn):
+        return lambda model, x, tools, y: fn(model, x, tools, y=y)
+
+    model, tools = make()
+    out, grads, after = by_hand(model, X, tools, Y, loss_fn=with_y(loss))
+    grad_fn = with_y(grads_of(loss_fn=loss))
+    got, got_grads = how(grad_fn, model, X, tools, Y)
+    assert_close((got, arrays(got_grads)), (out, grads))
+    assert_close(state_of(model, X, tools, Y), after)
+    assert tools["rngs"].noise.count[...] == 2
+    np.testing.assert_allclose(tools["metric"].compute(), out[0], rtol=1e-6)
+
+
+def test_traced_twice_and_never_again():
+    traces = []
+
+    def counted(model, x, y):
+        traces.append(1)
+        return loss_fn(model, x, y)
+
+    step = nnx.jit(grads_of(loss_fn=counted))
+    model = net()
+    for count in (1, 2, 3):
+        step(model, X, Y)
+        assert len(traces) == 2
+        assert model.dropout.rngs.count[...] == count
+
+
+def test_wrt_selects_what_climbs():
+    model = nnx.LoRA(
+        3, 2, 4, base_module=nnx.Linear(3, 4, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1)
+    )
+    model.lora_b[...] = jnp.ones_like(model.lora_b[...])
+
+    def loss(model, x):
+        out = model(x)
+        return jnp.mean(out**2), out
+
+    out, grads, _ = by_hand(model, X, loss_fn=loss, wrt=nnx.LoRAParam)
+    grad_fn = grads_of(loss_fn=loss, wrt=nnx.LoRAParam)
+    got, got_grads = under_nnx_jit(grad_fn, model, X)
+    assert set(grads) == {"lora_a", "lora_b"}
+    assert_close((got, arrays(got_grads)), (out, grads))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ascent": optax_sam.adaptive_ascent(RHO)},  # leaves are named: biases stay 1
+        {"second_order": True},
+        {"num_steps": 2},
+        {"combine": lambda clean, climbed: jax.tree.map(jnp.subtract, climbed, clean)},
+        {"climb_dtype": jnp.bfloat16},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_of_door_2(options):
+    model = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
+    model.bias[...] = jnp.ones(1)
+
+    def loss(model, x, y):
+        return jnp.mean((jnp.tanh(model(x))[:, 0] - y) ** 2)
+
+    def plain(params, x, y):
+        out = jnp.tanh(x @ params["kernel"] + params["bias"])[:, 0]
+        return jnp.mean((out - y) ** 2)
+
+    params = arrays(nnx.state(model))
+    options = {"ascent": steepest_ascent(RHO)} | options
+    expected = jax.jit(optax_sam.value_and_grad(plain, **options))(params, X, Y)
+    grad_fn = grads_of(loss_fn=loss, has_aux=False, **options)
+    value, grads = under_nnx_jit(grad_fn, model, X, Y)
+    tolerance = {"rtol": 2e-2} if "climb_dtype" in options else {"rtol": 2e-5}
+    chex.assert_trees_all_close((value, arrays(grads)), expected, **tolerance)
+
+
+# --- m-sharpness --------------------------------------------------------------------
+
+
+def loop(microbatch_size, x=X, y=Y):
+    """Each sub-batch from the state before, its keys folded with its index."""
+    parts = []
+    for j, start in enumerate(range(0, len(x), microbatch_size)):
+        some = slice(start, start + microbatch_size)
+        (value, out), grads, state = by_hand(net(), x[some], y[some], fold=j)
+        parts.append((value, grads, state[0]["norm"]["mean"], out))
+    values, grads, means, outs = zip(*parts, strict=True)
+    grads = jax.tree.map(lambda *g: sum(g) / len(g), *grads)
+    mean = sum(means) / len(means)
+    return (sum(values) / len(values), jnp.concatenate(outs)), grads, mean
+
+
+@COMPILED
+def test_m_sharpness_is_the_loop(how):
+    model, before = net(), state_of(net())[0]
+    out, grads, mean = loop(4)
+    grad_fn = grads_of(microbatch_size=4, batch_argnums=(1, 2), concat_aux=True)
+    got, got_grads = how(grad_fn, model, X, Y)
+    assert_close(got, out)
+    assert_close(arrays(got_grads), grads)
+    after = state_of(model)[0]
+    assert_close(after["norm"]["mean"], mean)
+    # Counters of the first sub-batch; keys, and what no pass has written, as before.
+    assert after["dropout"]["rngs"]["count"] == 1
+    assert after["dropout"]["rngs"]["count"].dtype == jnp.uint32
+    positive = jnp.sum(X.reshape(3, 4, 3) > 0, (1, 2))
+    assert after["positive"] == positive[0] != positive[-1]
+    chex.assert_trees_all_equal(
+        after["dropout"]["rngs"]["key"], before["dropout"]["rngs"]["key"]
+    )
+    assert after["frozen"] == before["frozen"]  # also bit for bit: 3 * 0.1 / 3 is not
+
+
+def auto_mesh(devices):
+    auto = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((devices,), ("data",), axis_types=auto)
+
+
+@pytest.mark.parametrize(("devices", "microbatch_size"), [(3, None), (2, 3)])
+def test_mesh_is_the_loop(devices, microbatch_size):
+    model = net()
+    out, grads, mean = loop(microbatch_size or 4)
+    grad_fn = grads_of(
+        microbatch_size=microbatch_size,
+        axis_name="data",
+        mesh=auto_mesh(devices),
+        batch_argnums=(1, 2),
+        concat_aux=True,
+    )
+    got, got_grads = under_nnx_jit(grad_fn, model, X, Y)
+    assert_close((got, arrays(got_grads)), (out, grads))
+    assert_close(model.norm.mean[...], mean)
+    assert model.dropout.rngs.count[...] == 1
+
+
+def test_shard_map_is_the_loop():
+    model = net()
+    out, grads, mean = loop(4)
+    graphdef, state = nnx.split(model)
+    grad_fn = grads_of(axis_name="data", batch_argnums=(1, 2), concat_aux=True)
+
+    def step(state, x, y):
+        model = nnx.merge(graphdef, state)
+        (value, out), grads = grad_fn(model, x, y)
+        return value, out, grads, (model.norm.mean[...], model.dropout.rngs.count[...])
+
+    same, split = jax.P(), jax.P("data")
+    step = jax.shard_map(
+        step,
+        mesh=auto_mesh(3),
+        in_specs=(same, split, split),
+        out_specs=(same, split, same, same),
+    )
+    value, rows, got_grads, (got_mean, count) = jax.jit(step)(state, X, Y)
+    assert_close(((value, rows), arrays(got_grads)), (out, grads))
+    assert_close(got_mean, mean)
+    assert count == 1
+
+
+# --- What it refuses ----------------------------------------------------------------
+
+
+def test_a_tree_of_arrays_is_refused():
+    with pytest.raises(TypeError, match=r"has type dict.*optax_sam.value_and_grad"):
+        grads_of()({"kernel": X}, X, Y)
+
+
+def test_a_module_without_such_variables_is_refused():
+    with pytest.raises(TypeError, match=r"LoRAParam.*nothing to differentiate"):
+        grads_of(wrt=nnx.LoRAParam)(net(), X, Y)
+
+
+def test_a_vector_loss_is_refused():
+    with pytest.raises(TypeError, match=r"shape \(12,\)"):
+        grads_of(loss_fn=lambda m, x, y: m(x), has_aux=False)(net(), X, Y)
+
+
+def test_a_tuple_without_has_aux_is_refused():
+    with pytest.raises(TypeError, match="has_aux=True"):
+        grads_of(has_aux=False)(net(), X, Y)
+
+
+def test_an_ascent_with_state_is_refused():
+    ascent = steepest_ascent(optax.linear_schedule(0.0, 1.0, 5))
+    with pytest.raises(ValueError, match="keeps a state"):
+        grads_of(ascent=ascent)(net(), X, Y)
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(TypeError, match="rho"):
+        grads_of(rho=0.1)(net(), X, Y)
+
+
+def test_new_variables_and_attributes_are_refused():
+    def adding(model, x, y):
+        model.seen = nnx.Intermediate(x)
+        return loss_fn(model, x, y)
+
+    def switching(model, x, y):
+        model.eval()
+        return loss_fn(model, x, y)
+
+    for loss in (adding, switching):
+        model = net()
+        before = state_of(model)
+        with pytest.raises(ValueError, match=r"sow.*model.train\(\)"):
+            grads_of(loss_fn=loss)(model, X, Y)
+        chex.assert_trees_all_equal(state_of(model), before)
+
+
+def test_writing_to_a_parameter_is_refused():
+    def writing(model, x, y):
+        model.hidden.kernel[...] = model.hidden.kernel[...] / 2
+        return loss_fn(model, x, y)
+
+    with pytest.raises(ValueError, match=r"\['hidden'\]\['kernel'\].*BatchStat"):
+        grads_of(loss_fn=writing)(net(), X, Y)
+
+
+def test_reseeding_in_sub_batches_is_refused():
+    def reseeding(model, x, y):
+        nnx.reseed(model, dropout=7)
+        return loss_fn(model, x, y)
+
+    model = net()
+    grads_of(loss_fn=reseeding)(model, X, Y)  # one pass: its keys are kept
+    with pytest.raises(TypeError, match="random key"):
+        grads_of(loss_fn=reseeding, microbatch_size=4, batch_argnums=(1, 2))(
+            model, X, Y
+        )
+
+
+def test_without_flax(monkeypatch):
+    real = builtins.__import__
+
+    def no_flax(name, *args, **kwargs):
+        if name.split(".")[0] == "flax":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_flax)
+    spec = importlib.util.find_spec("optax_sam.nnx")
+    with pytest.raises(ImportError, match="pip install flax"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_the_library_does_not_import_it():
+    source = importlib.util.find_spec("optax_sam").loader.get_source("optax_sam")
+    assert "nnx" not in source
