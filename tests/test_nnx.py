@@ -188,8 +188,9 @@ def test_both_passes_draw_the_same_mask():
 
 @COMPILED
 def test_nnx_objects_in_the_arguments(how):
-    # A stream under two names, and a metric, in a container and by keyword.
+    # A stream under two names, a metric, and a model that is no student.
     def loss(model, x, tools, *, y):
+        y = y + tools["teacher"](x)[:, 0]
         noise = jax.random.normal(tools["rngs"].noise(), x.shape)
         more = jax.random.normal(tools["same"].noise(), ())
         value, out = loss_fn(model, x + 0.1 * noise + more, y)
@@ -198,8 +199,9 @@ def test_nnx_objects_in_the_arguments(how):
 
     def make():
         rngs = nnx.Rngs(noise=5)
-        metric = nnx.metrics.Average()
-        return net(), {"rngs": rngs, "same": rngs, "metric": metric, "nothing": None}
+        tools = {"rngs": rngs, "same": rngs, "metric": nnx.metrics.Average()}
+        teacher = nnx.Linear(3, 1, rngs=nnx.Rngs(7))
+        return net(), tools | {"teacher": teacher, "nothing": None}
 
     def with_y(fn):
         return lambda model, x, tools, y: fn(model, x, tools, y=y)
