@@ -49,12 +49,10 @@ def _largest_eigenpair(
 
     def run(state: _Runs) -> _Runs:
         count, start, _, _ = state
-        basis, diagonal, off = _lanczos(
+        basis, diagonal, off = lanczos(
             matvec, start, found, num_iters, jax.random.fold_in(key, count)
         )
-        thetas, weights = jnp.linalg.eigh(
-            jnp.diag(diagonal) + jnp.diag(off[:-1], 1) + jnp.diag(off[:-1], -1)
-        )
+        thetas, weights = ritz(diagonal, off)
         residual = off[-1] * jnp.abs(weights[-1, -1])
         # The second term ends the search where theta is zero up to rounding.
         noise = eps * jnp.max(jnp.abs(thetas))
@@ -67,7 +65,16 @@ def _largest_eigenpair(
     return value, vector
 
 
-def _lanczos(
+def ritz(diagonal: jax.Array, off: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues, ascending, and eigenvectors (columns) of the tridiagonal matrix."""
+    beside = off[:-1]
+    pairs: tuple[jax.Array, jax.Array] = jnp.linalg.eigh(
+        jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
+    )
+    return pairs
+
+
+def lanczos(
     matvec: Matvec, start: jax.Array, found: jax.Array, num_iters: int, key: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Lanczos from `start` (zero: a random one) on the complement of `found`'s rows.

@@ -1,0 +1,27 @@
+"""Parameters as one vector, in at least float32."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from optax_sam._types import Tree
+
+
+def flatten(params: Tree) -> tuple[jax.Array, Callable[[jax.Array], Tree]]:
+    """The vector, and the way back: to the leaves' own dtypes."""
+    flat, unravel = ravel_pytree(params)
+    point = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
+
+    def back(x: jax.Array) -> Tree:
+        return unravel(x.astype(flat.dtype))
+
+    return point, back
+
+
+def unflatten_like(params: Tree, x: jax.Array) -> Tree:
+    """The tree of a vector, its leaves in the vector's dtype."""
+    wide = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), x.dtype), params)
+    tree: Tree = ravel_pytree(wide)[1](x)
+    return tree
