@@ -132,7 +132,8 @@ def under_jax_jit(grad_fn, *args):
     return out, grads
 
 
-COMPILED = pytest.mark.parametrize("how", [under_nnx_jit, under_jax_jit])
+SLOWER = pytest.param(under_jax_jit, marks=pytest.mark.slow)
+COMPILED = pytest.mark.parametrize("how", [under_nnx_jit, SLOWER])
 
 
 @COMPILED
@@ -186,7 +187,7 @@ def test_both_passes_draw_the_same_mask():
     np.testing.assert_array_equal(*masks)
 
 
-@COMPILED
+@pytest.mark.parametrize("how", [under_nnx_jit, under_jax_jit])
 def test_nnx_objects_in_the_arguments(how):
     # A stream under two names, a metric, and a model that is no student.
     def loss(model, x, tools, *, y):
