@@ -1,5 +1,6 @@
 """The measures against spectra, lines and filters whose answers are known."""
 
+import inspect
 import itertools
 from functools import cache, partial
 
@@ -10,10 +11,12 @@ import optax
 import pytest
 from scipy.sparse.linalg import LinearOperator, eigsh
 
+from optax_sam import measure
 from optax_sam.measure import (
     filter_normalized_direction,
     hessian_eigenvalues,
     loss_along,
+    loss_plane,
 )
 
 #: Lanczos takes over from the dense Hessian at 256 parameters.
@@ -270,6 +273,54 @@ def test_loss_along_evaluates_one_point_at_a_time():
     assert [e.params["length"] for e in loops] == [5]
 
 
+def test_loss_along_to_another_solution(x64):
+    """From one end to the other, and on the way."""
+    loss, ours = network((3, 4, 2), num_examples=6)
+    theirs = jax.tree.map(lambda x: x[::-1] + 1, ours)
+    way = optax.tree.sub(theirs, ours)
+    losses = loss_along(loss, ours, way, [0, 0.5, 1])
+    middle = jax.tree.map(lambda a, b: (a + b) / 2, ours, theirs)
+    expected = [loss(ours), loss(middle), loss(theirs)]
+    np.testing.assert_allclose(losses, expected, rtol=1e-12)
+
+
+def test_loss_along_an_eigenvector_is_its_eigenvalue(x64):
+    """The second difference of the loss along v is v H v."""
+    loss, params = network((3, 4, 2), num_examples=6)
+    values, vectors = jax.jit(
+        lambda p: hessian_eigenvalues(loss, p, k=2, return_vectors=True)
+    )(params)
+    second = jax.tree.map(lambda v: v[1], vectors)
+    h = 1e-3
+    left, middle, right = loss_along(loss, params, second, [-h, 0, h])
+    curvature = (left - 2 * middle + right) / h**2
+    np.testing.assert_allclose(curvature, values[1], rtol=1e-4)
+
+
+def test_loss_plane_on_a_quadratic(x64):
+    """Rows are steps along the first direction, columns along the second."""
+    hessian = np.array([[1.0, 0.5], [0.5, 4.0]])
+    w, first, second = np.array([[3.0, 1.0], [1.0, -2.0], [0.5, 0.25]])
+    xs, ys = np.linspace(-2, 3, 4), np.linspace(0, 1, 3)
+    losses = loss_plane(lambda w: 0.5 * w @ hessian @ w, w, first, second, xs, ys)
+    for i, x in enumerate(xs):
+        for j, y in enumerate(ys):
+            at = w + x * first + y * second
+            np.testing.assert_allclose(losses[i, j], 0.5 * at @ hessian @ at)
+
+
+def test_loss_plane_holds_its_lines(x64):
+    loss, params = network((3, 4, 2), num_examples=6)
+    first, second = (
+        filter_normalized_direction(jax.random.key(i), params) for i in range(2)
+    )
+    t = np.array([-1.0, 0.0, 0.5])
+    plane = loss_plane(loss, params, first, second, t, t)
+    for direction, line in ((first, plane[:, 1]), (second, plane[1])):
+        along = loss_along(loss, params, direction, t)
+        np.testing.assert_allclose(line, along, rtol=1e-12)
+
+
 # Directions
 
 
@@ -357,28 +408,28 @@ def direction_of(params):
     return filter_normalized_direction(jax.random.key(0), params)
 
 
-@pytest.mark.parametrize("measure", [eigenvalues_of, line_of, direction_of])
-def test_refuses_what_cannot_move(measure):
+@pytest.mark.parametrize("of", [eigenvalues_of, line_of, direction_of])
+def test_refuses_what_cannot_move(of):
     with pytest.raises(TypeError, match=r"\['steps'\] has dtype int32"):
-        measure({"w": jnp.ones(2), "steps": jnp.arange(3)})
+        of({"w": jnp.ones(2), "steps": jnp.arange(3)})
     with pytest.raises(TypeError, match=r"\(the root\) has dtype bool"):
-        measure(jnp.array([True]))
+        of(jnp.array([True]))
     with pytest.raises(TypeError, match="has dtype complex64"):
-        measure(jnp.ones(2, jnp.complex64))
+        of(jnp.ones(2, jnp.complex64))
     for nothing in (None, {}, {"w": None}, jnp.ones((0, 3))):
         with pytest.raises(ValueError, match="hold no floating-point numbers"):
-            measure(nothing)
+            of(nothing)
 
 
 @pytest.mark.parametrize(
-    "measure", [hessian_eigenvalues, lambda f, p: loss_along(f, p, p, [0.0])]
+    "of", [hessian_eigenvalues, lambda f, p: loss_along(f, p, p, [0.0])]
 )
-def test_refuses_losses_that_are_no_scalars(measure):
+def test_refuses_losses_that_are_no_scalars(of):
     for size in (3, SIZE):
         with pytest.raises(TypeError, match=r"has shape .*jnp\.mean"):
-            measure(lambda w: w**2, jnp.ones(size))
+            of(lambda w: w**2, jnp.ones(size))
         with pytest.raises(TypeError, match=r"tuple.*lambda p: loss_fn\(p\)\[0\]"):
-            measure(lambda w: (jnp.sum(w), w), jnp.ones(size))
+            of(lambda w: (jnp.sum(w), w), jnp.ones(size))
 
 
 @pytest.mark.parametrize("k", [-1, 0, 4])
@@ -415,5 +466,53 @@ def test_refuses_a_direction_in_other_containers():
 
 @pytest.mark.parametrize("distances", [0.5, np.ones((2, 2))])
 def test_refuses_distances_that_are_no_line(distances):
+    one = jnp.ones(2)
     with pytest.raises(ValueError, match=r"distances of shape .*one line"):
-        loss_along(total, jnp.ones(2), jnp.ones(2), distances)
+        loss_along(total, one, one, distances)
+    with pytest.raises(ValueError, match=r"loss_plane was given ys of shape"):
+        loss_plane(total, one, one, one, [0.0], distances)
+
+
+def test_refuses_a_plane_of_other_parameters():
+    one, two = jnp.ones(1), jnp.ones(2)
+    for first, second in ((one, two), (two, one)):
+        with pytest.raises(ValueError, match=r"loss_plane .*cannot be added"):
+            loss_plane(total, two, first, second, [0.0], [0.0])
+
+
+def public_names():
+    return sorted(n for n in vars(measure) if n[0].isalpha())
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_public_name_is_explained(name):
+    thing = getattr(measure, name)
+    text = inspect.getdoc(thing) or ""
+    if inspect.isclass(thing):
+        assert all(field in text for field in thing._fields)
+        return
+    sections = ["Args:", "Returns:", "Raises:", "Example:", "Reference:"]
+    places = [text.find(f"\n{section}") for section in sections]
+    assert -1 not in places
+    assert places == sorted(places)
+    assert f"{name}(" in text[places[3] : places[4]]
+    described = text[places[0] : places[1]]
+    assert [p for p in inspect.signature(thing).parameters if p not in described] == []
+
+
+def test_public_names():
+    assert public_names() == [
+        "Estimate",
+        "SpectralDensity",
+        "average_sharpness",
+        "climb_sharpness",
+        "filter_normalized_direction",
+        "hessian_eigenvalues",
+        "hessian_trace",
+        "loss_along",
+        "loss_plane",
+        "normalize_logits",
+        "pac_bayes_term",
+        "spectral_density",
+        "worst_case_sharpness",
+    ]

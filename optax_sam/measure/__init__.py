@@ -12,6 +12,8 @@ numbers compare runs of one network, not networks, and a flatter minimum is no p
 of better accuracy. With every number report rho, the norm, m, the data, the steps.
 """
 
+from optax_sam.measure._average import average_sharpness as average_sharpness
+from optax_sam.measure._climb import climb_sharpness as climb_sharpness
 from optax_sam.measure._estimate import Estimate as Estimate
 from optax_sam.measure._hessian import hessian_eigenvalues as hessian_eigenvalues
 from optax_sam.measure._landscape import (
@@ -21,9 +23,7 @@ from optax_sam.measure._landscape import loss_along as loss_along
 from optax_sam.measure._landscape import loss_plane as loss_plane
 from optax_sam.measure._logits import normalize_logits as normalize_logits
 from optax_sam.measure._pac_bayes import pac_bayes_term as pac_bayes_term
-from optax_sam.measure._sharpness import average_sharpness as average_sharpness
-from optax_sam.measure._sharpness import climb_sharpness as climb_sharpness
-from optax_sam.measure._sharpness import worst_case_sharpness as worst_case_sharpness
 from optax_sam.measure._spectrum import SpectralDensity as SpectralDensity
 from optax_sam.measure._spectrum import hessian_trace as hessian_trace
 from optax_sam.measure._spectrum import spectral_density as spectral_density
+from optax_sam.measure._worst_case import worst_case_sharpness as worst_case_sharpness

@@ -10,6 +10,15 @@ import numpy as np
 from optax_sam._checks import check_floats, keystr
 from optax_sam._types import Tree
 
+TOO_FAR = (
+    "The loss overflows within this distance, or at the parameters themselves: look "
+    "at loss_fn(params), and choose a smaller rho."
+)
+NO_CURVATURE = (
+    "The loss or a derivative of it is not finite at these parameters: look at "
+    "jax.grad(loss_fn)(params)."
+)
+
 
 def scalar_loss(loss_fn: Callable[..., Any]) -> Callable[..., jax.Array]:
     """The same loss, which refuses to return anything but a scalar."""

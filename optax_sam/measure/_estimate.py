@@ -8,7 +8,13 @@ import jax.numpy as jnp
 
 
 class Estimate(NamedTuple):
-    """The mean of independent samples, and the standard error of this mean."""
+    """An estimate from random samples.
+
+    Attributes:
+      mean: the mean of the samples, a scalar.
+      standard_error: of this mean: the samples' standard deviation over the root of
+        their number.
+    """
 
     mean: jax.Array
     standard_error: jax.Array

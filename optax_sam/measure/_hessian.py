@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from optax_sam._lanczos import largest_eigenpairs
 from optax_sam._types import Tree
-from optax_sam.measure._checks import check_params, check_result
+from optax_sam.measure._checks import NO_CURVATURE, check_params, check_result
 from optax_sam.measure._curvature import curvature
 from optax_sam.measure._flat import unflatten_like
 
@@ -112,12 +112,7 @@ def hessian_eigenvalues(
         values, vectors = largest_eigenpairs(matvec, point, k, num_iters, key)
     order = jnp.argsort(values, descending=True)[:k]
     values = values[order]
-    check_result(
-        values,
-        "The largest eigenvalue",
-        "The loss or a derivative of it is not finite at these parameters: look at "
-        "jax.grad(loss_fn)(params).",
-    )
+    check_result(values, "The largest eigenvalue", NO_CURVATURE)
     if not return_vectors:
         return values
     return values, jax.vmap(lambda v: unflatten_like(params, v))(vectors[order])

@@ -33,6 +33,17 @@ def averaging(batches: Any, microbatch_size: int | None = None) -> Average:
     return lambda f: _mean_over(rows, f)
 
 
+def over_sub_batches(
+    measure: Callable[[Average], jax.Array], batches: Any, microbatch_size: int | None
+) -> jax.Array:
+    """Of the mean loss, or the mean over the losses of sub-batches."""
+    average = averaging(batches, microbatch_size)
+    if microbatch_size is None:
+        return measure(average)
+    value: jax.Array = average(lambda batch: measure(lambda f: f(batch)))
+    return value
+
+
 def _mean_over(rows: Tree, f: Callable[[Tree], Tree]) -> Tree:
     # Whatever is averaged is linear in the loss: values, gradients, products. So no
     # derivative goes through this loop, and it stores nothing but the sum.

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 
 from optax_sam._lanczos import lanczos, ritz
 from optax_sam._types import Tree
-from optax_sam.measure._checks import check_params, check_result, check_samples
+from optax_sam.measure._checks import (
+    NO_CURVATURE,
+    check_params,
+    check_result,
+    check_samples,
+)
 from optax_sam.measure._curvature import curvature
 from optax_sam.measure._estimate import Estimate, estimate
-
-_NOT_FINITE = (
-    "The loss or a derivative of it is not finite at these parameters: look at "
-    "jax.grad(loss_fn)(params)."
-)
 
 
 def hessian_trace(
@@ -75,7 +75,7 @@ def hessian_trace(
         stochtrace.monte_carlo_trace(), stochtrace.sampler_signs(point, num=1)
     )
     trace = estimate(lambda key: sample(matvec, key), key, num_samples)
-    check_result(trace, "The trace of the Hessian", _NOT_FINITE)
+    check_result(trace, "The trace of the Hessian", NO_CURVATURE)
     return trace
 
 
@@ -166,7 +166,7 @@ def spectral_density(
 
     nodes, weights = jax.lax.map(quadrature, jax.random.split(key, num_samples))
     spectrum = _smooth(nodes, weights, num_points, width)
-    check_result(spectrum, "The spectral density", _NOT_FINITE)
+    check_result(spectrum, "The spectral density", NO_CURVATURE)
     return spectrum
 
 
