@@ -1,5 +1,6 @@
 """What SAM refuses: losses and trees of which no climb can be made."""
 
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,17 @@ def _is_none(x: Any) -> bool:
 
 def _is_hole(x: Any) -> bool:
     return isinstance(x, optax.MaskedNode)
+
+
+def known(value: Any) -> bool:
+    """Whether a number is known in Python, so that it can be judged now."""
+    return isinstance(value, numbers.Real)
+
+
+def check_k(k: Any) -> None:
+    """Refuse an interval of steps that is none."""
+    if known(k) and k < 1:
+        raise ValueError(f"k must be at least 1, got k = {k}. k=1 is SAM.")
 
 
 def checked_loss(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:

@@ -1,18 +1,25 @@
 """Climb, then differentiate: the one room behind both doors."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from optax_sam._checks import fill, matching
+from optax_sam._checks import matching
 from optax_sam._devices import vary_like
+from optax_sam._diagnostics import Diagnostics, diagnose
+from optax_sam._passes import Evaluation, Passes
 from optax_sam._types import Ascent, Combine, Tree
 
-Loss = Callable[[Tree], Any]
+
+class Climbed(NamedTuple):
+    """What comes out of one sub-batch: a gradient, its clean pass, and a report."""
+
+    gradient: Tree
+    clean: Evaluation
+    diagnostics: Diagnostics | None
 
 
 @dataclass(frozen=True)
@@ -21,9 +28,9 @@ class Climber:
 
     ascent: Ascent
     combine: Combine | None = None
-    has_aux: bool = False
     num_steps: int | None = None
     climb_dtype: Any = None
+    diagnostics: bool = False
 
     def __post_init__(self) -> None:
         if self.num_steps is not None and self.num_steps < 1:
@@ -32,56 +39,108 @@ class Climber:
                 f"no climb at all leave SAM out, or give rho=0."
             )
 
-    def gradient(
-        self, loss: Loss, clean: Tree, state: Any, params: Tree
-    ) -> tuple[Tree, Any]:
-        """The gradient that comes out, and the ascent's new state.
+    @property
+    def num_gradients(self) -> int:
+        """How many gradients a step takes, the clean one included."""
+        return 1 + (self.num_steps or 1)
 
-        `clean` is the gradient of `loss` at `params`. Where it is `None` a parameter
-        stays where it is.
+    def climb(self, passes: Passes, state: Any) -> Climbed:
+        """The gradient that comes out of one sub-batch.
+
+        Where the clean gradient is `None` a parameter stays where it is.
         """
-        point, state = self.point(loss, clean, state, params)
-        climbed = self._gradient_at(loss, point, clean, params)
-        return (self.combine(clean, climbed) if self.combine else climbed), state
+        clean = passes.clean()
+        point = self.point(passes, clean.gradient, state)
+        climbed = _evaluate(passes, point, clean.gradient)
+        return self.come_out(passes, clean, climbed, point, self.num_gradients)
 
-    def point(
-        self, loss: Loss, clean: Tree, state: Any, params: Tree
-    ) -> tuple[Tree, Any]:
+    def come_out(
+        self,
+        passes: Passes,
+        clean: Evaluation,
+        climbed: Evaluation,
+        point: Tree,
+        num_gradients: int,
+    ) -> Climbed:
+        """Which gradient comes out of the two passes, and what they show."""
+        gradient = (
+            self.combine(clean.gradient, climbed.gradient)
+            if self.combine
+            else climbed.gradient
+        )
+        if not self.diagnostics:
+            return Climbed(gradient, clean, None)
+        report = diagnose(clean, climbed, passes.params, point, num_gradients)
+        return Climbed(gradient, clean, report)
+
+    def stay(self, passes: Passes) -> Climbed:
+        """The clean gradient, as after a climb of length zero: one pass less."""
+        clean = passes.clean()
+        if not self.diagnostics:
+            return Climbed(clean.gradient, clean, None)
+        here = matching(passes.params, clean.gradient)
+        report = diagnose(clean, clean, passes.params, here, 1)
+        return Climbed(clean.gradient, clean, report)
+
+    def point(self, passes: Passes, clean: Tree, state: Any) -> Tree:
         """The climbed parameters: n steps of rho / n, each from the last one's end."""
-        start = matching(params, clean)
-        climb, new_state = self._step(clean, state, start)
+        start = matching(passes.params, clean)
+        climb = self._step(clean, state, start)
         for _ in range((self.num_steps or 1) - 1):
-            so_far = self._add(start, climb, clean)
-            gradient = self._gradient_at(loss, so_far, clean, params)
-            climb = jax.tree.map(jnp.add, climb, self._step(gradient, state, start)[0])
-        return self._add(start, climb, clean), new_state
+            so_far = add_climb(start, climb, clean, self.climb_dtype)
+            gradient = _evaluate(passes, so_far, clean).gradient
+            climb = jax.tree.map(jnp.add, climb, self._step(gradient, state, start))
+        return add_climb(start, climb, clean, self.climb_dtype)
 
-    def _step(self, gradient: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
+    def _step(self, gradient: Tree, state: Any, params: Tree) -> Tree:
         if self.climb_dtype is not None:
-            gradient = _cast(gradient, self.climb_dtype)
-        climb, state = self.ascent.update(gradient, state, params)
+            gradient = cast(gradient, self.climb_dtype)
+        climb, _ = self.ascent.update(gradient, state, params)
         steps = self.num_steps or 1
-        return jax.tree.map(lambda e: e / steps, climb), state
+        return jax.tree.map(lambda e: e / steps, climb)
 
-    def _add(self, params: Tree, climb: Tree, clean: Tree) -> Tree:
-        if self.climb_dtype is None:
-            _warn_of_half_precision(params)
-        else:
-            params = _cast(params, self.climb_dtype)
-        moved = jax.tree.map(lambda p, e: (p + e).astype(p.dtype), params, climb)
-        return vary_like(moved, clean)
+    def next_state(self, state: Any, clean: Tree, params: Tree) -> Any:
+        """The ascent's new state, from a clean gradient averaged over sub-batches.
 
-    def _gradient_at(self, loss: Loss, point: Tree, clean: Tree, params: Tree) -> Tree:
-        def at(moved: Tree) -> Any:
-            return loss(fill(params, moved))
-
-        gradient = jax.grad(at, has_aux=self.has_aux)(point)
-        gradient = gradient[0] if self.has_aux else gradient
-        return jax.tree.map(lambda g, c: g.astype(c.dtype), gradient, clean)
+        So it is the same on every device, however the examples are placed.
+        """
+        if not has_state(state):
+            return state
+        return self.ascent.update(clean, state, matching(params, clean))[1]
 
 
-def _cast(tree: Tree, dtype: Any) -> Tree:
+def has_state(state: Any) -> bool:
+    """Whether there is anything to carry from step to step."""
+    return bool(jax.tree.leaves(state))
+
+
+def add_climb(params: Tree, climb: Tree, like: Tree, climb_dtype: Any) -> Tree:
+    """The climbed parameters, in `climb_dtype` or their own.
+
+    They vary over devices as `like` does.
+    """
+    if climb_dtype is None:
+        _warn_of_half_precision(params)
+    else:
+        params = cast(params, climb_dtype)
+    moved = jax.tree.map(lambda p, e: (p + e).astype(p.dtype), params, climb)
+    return vary_like(moved, like)
+
+
+def _evaluate(passes: Passes, point: Tree, clean: Tree) -> Evaluation:
+    """The pass at a point, its gradient in the dtypes of the clean one."""
+    there = passes.at(point)
+    return there._replace(gradient=cast_like(there.gradient, clean))
+
+
+def cast(tree: Tree, dtype: Any) -> Tree:
+    """The tree with all leaves in one dtype."""
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+
+
+def cast_like(tree: Tree, like: Tree) -> Tree:
+    """The tree with every leaf in the dtype of the other's."""
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
 
 
 def _warn_of_half_precision(params: Tree) -> None:

@@ -1,21 +1,23 @@
 """Door 1: SAM as an Optax transformation, for who owns the optimizer."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
-import optax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from optax_sam import _devices
-from optax_sam._checks import check_leaves, checked_loss
-from optax_sam._climb import Climber
-from optax_sam._m_sharpness import m_sharpness
-from optax_sam._sub_batches import fold_keys
-from optax_sam._types import Ascent, AxisName, Combine, Tree
+from optax_sam._climb import Climber, has_state
+from optax_sam._diagnostics import Diagnostics, no_diagnostics
+from optax_sam._local import Averaged, Given, SubBatches, transformation
+from optax_sam._passes import Passes
+from optax_sam._types import Ascent, AxisName, Combine, SharpnessAware, Tree
 
-Update = Callable[[Tree, Any, Tree, Any, Callable[..., Any]], tuple[Tree, Any]]
+
+class SharpnessAwareState(NamedTuple):
+    """The ascent's own state, and what was seen in the last step."""
+
+    ascent: Any
+    diagnostics: Diagnostics
 
 
 def sharpness_aware(
@@ -29,7 +31,8 @@ def sharpness_aware(
     axis_name: AxisName | None = None,
     mesh: Mesh | None = None,
     at_once: int | None = None,
-) -> optax.GradientTransformationExtraArgs:
+    diagnostics: bool = False,
+) -> SharpnessAware:
     r"""Replace the gradient by the one at the climbed parameters.
 
     .. math:: g \mapsto \nabla L(w + \epsilon), \quad \epsilon = a(g)
@@ -53,15 +56,20 @@ def sharpness_aware(
         them is taken here.
       mesh: the mesh of `axis_name`, to be used from plain `jit`.
       at_once: how many sub-batches are run side by side.
+      diagnostics: keep a `Diagnostics` of the last step in the state, found by
+        `optax.tree.get(state, "diagnostics")`; no further pass is made.
 
     Returns:
       A transformation with `update(updates, state, params, *, value_fn, batch=None,
-      **extra_args)`. `updates` is the clean gradient at `params`; with `axis_name`
-      alone it is this device's, taken at `per_device(params, axis_name)`; with
-      `microbatch_size` or `mesh` it is ignored, and `None` will do. `value_fn(params)`
-      is the loss of this step's batch or, when `batch` is given,
-      `value_fn(params, batch)`. Other extra arguments are for the neighbours. Where
-      `updates` is `None` for a leaf, that parameter stays where it is.
+      value=None, climb=True, **extra_args)`. `updates` is the clean gradient at
+      `params`; with `axis_name` alone it is this device's, taken at
+      `per_device(params, axis_name)`; with `microbatch_size` or `mesh` it is ignored,
+      and `None` will do. Where it is `None` for a leaf, that parameter stays where it
+      is. `value_fn(params)` is the loss of this step's batch or, when `batch` is
+      given, `value_fn(params, batch)`. `value` is the clean loss, for `diagnostics`
+      alone. With `climb=False`, which is what the policies say (`every_k`, ...), the
+      averaged clean gradient comes out and the ascent's state stays. Other extra
+      arguments are for the neighbours.
 
     Raises:
       TypeError: `update` without `value_fn`; a `value_fn` that is not a scalar, or
@@ -86,129 +94,41 @@ def sharpness_aware(
 
     Reference: Foret et al. 2021, algorithm 1.
     """
-    climber = Climber(ascent, combine, has_aux, num_steps, climb_dtype)
-    if microbatch_size is None and mesh is None:
-        evaluate = _from_gradient(climber, axis_name)
-    else:
-        evaluate = _from_batch(climber, microbatch_size, axis_name, mesh, at_once)
+    climber = Climber(ascent, combine, num_steps, climb_dtype, diagnostics)
+    sub_batches = SubBatches(has_aux, microbatch_size, axis_name, mesh, at_once)
 
-    def update(
-        updates: Tree,
-        state: Any,
-        params: Tree | None = None,
-        *,
-        value_fn: Callable[..., Any] | None = None,
-        batch: Any = None,
-        **extra_args: Any,
-    ) -> tuple[Tree, Any]:
-        del extra_args  # for the neighbours in the chain
-        if value_fn is None:
-            raise TypeError(
-                "SAM takes a second gradient, so `update` needs the loss of this step: "
-                "update(grads, state, params, value_fn=lambda p: loss_fn(p, batch))."
-            )
-        if params is None:
-            raise ValueError(
-                "SAM climbs from the parameters, so `update` needs them; got "
-                "params=None. Write update(grads, state, params, value_fn=...)."
-            )
-        return evaluate(updates, state, params, batch, checked_loss(value_fn, has_aux))
+    def init(params: Tree) -> Any:
+        state = ascent.init(params)
+        seen = no_diagnostics(params)
+        return SharpnessAwareState(state, seen) if diagnostics else state
 
-    return optax.GradientTransformationExtraArgs(ascent.init, update)
+    def step(given: Given, state: Any) -> tuple[Tree, Any]:
+        sub_batches.check_clean(given)
+        old = state.ascent if diagnostics else state
+        local = (
+            partial(_both_passes, climber)
+            if given.climb
+            else partial(_clean_pass, climber)
+        )
+        (_, report), (gradient, clean) = sub_batches.average(local, given, old)
+        new = climber.next_state(old, clean, given.params) if given.climb else old
+        if not diagnostics:
+            return gradient, new
+        seen = report.num_gradients + state.diagnostics.num_gradients
+        count = jnp.asarray(seen, jnp.int32)
+        return gradient, SharpnessAwareState(new, report._replace(num_gradients=count))
+
+    return transformation(init, step)
 
 
-def _from_gradient(climber: Climber, axis_name: AxisName | None) -> Update:
-    """Climb from the clean gradient that comes in."""
-
-    def update(
-        updates: Tree,
-        state: Any,
-        params: Tree,
-        batch: Any,
-        value_fn: Callable[..., Any],
-    ) -> tuple[Tree, Any]:
-        if updates is None:
-            raise ValueError(
-                "SAM climbs from the clean gradient, and updates=None holds none: "
-                "write update(jax.grad(value_fn)(params), state, params, "
-                "value_fn=value_fn). "
-                "With microbatch_size= or mesh= it is computed inside."
-            )
-        check_leaves(params, updates)
-
-        def loss(point: Tree) -> Any:
-            out = value_fn(point) if batch is None else value_fn(point, batch)
-            if axis_name is not None:
-                value = out[0] if climber.has_aux else out
-                _devices.refuse_averaged_value(value, axis_name)
-            return out
-
-        if axis_name is None:
-            gradient, new_state = climber.gradient(loss, updates, state, params)
-            _devices.refuse_diverging(state, new_state)
-            return gradient, new_state
-        names = _devices.axis_names(axis_name)
-        _devices.refuse_unvarying(updates, names, "gradient")
-        # A random ascent draws a climb for each sub-batch.
-        local_state = fold_keys(state, jax.lax.axis_index(names))
-        gradient, _ = climber.gradient(loss, updates, local_state, params)
-        gradient, clean = _devices.mean((gradient, updates), names)
-        return gradient, _next_state(climber.ascent, clean, state, params)
-
-    return update
+def _both_passes(climber: Climber, passes: Passes, state: Any) -> Averaged:
+    out = climber.climb(passes, state)
+    # The next state needs the average of the clean gradients, if there is a state.
+    clean = out.clean.gradient if has_state(state) else None
+    return (out.clean.value, out.diagnostics), (out.gradient, clean)
 
 
-def _from_batch(
-    climber: Climber,
-    microbatch_size: int | None,
-    axis_name: AxisName | None,
-    mesh: Mesh | None,
-    at_once: int | None,
-) -> Update:
-    """Compute the clean gradients inside, sub-batch by sub-batch."""
-    averaged = m_sharpness(
-        partial(_clean_and_climbed, climber),
-        microbatch_size=microbatch_size,
-        axis_name=axis_name,
-        mesh=mesh,
-        at_once=at_once,
-    )
-
-    def update(
-        updates: Tree,
-        state: Any,
-        params: Tree,
-        batch: Any,
-        value_fn: Callable[..., Any],
-    ) -> tuple[Tree, Any]:
-        del updates
-        check_leaves(params, params)
-        if batch is None:
-            raise ValueError(
-                "With microbatch_size= or mesh= SAM splits the batch itself, so it "
-                "must see it: update(None, state, params, value_fn=loss_fn, "
-                "batch=batch), with loss_fn(params, batch)."
-            )
-        _, (gradient, clean) = averaged(params, batch, value_fn, state)
-        return gradient, _next_state(climber.ascent, clean, state, params)
-
-    return update
-
-
-def _clean_and_climbed(
-    climber: Climber, params: Tree, batch: Any, value_fn: Callable[..., Any], state: Any
-) -> tuple[Any, Tree]:
-    """Both gradients of one sub-batch, in the form that `m_sharpness` averages."""
-
-    def loss(point: Tree) -> Any:
-        return value_fn(point, batch)
-
-    out, clean = jax.value_and_grad(loss, has_aux=climber.has_aux)(params)
-    value = out[0] if climber.has_aux else out
-    return value, (climber.gradient(loss, clean, state, params)[0], clean)
-
-
-def _next_state(ascent: Ascent, clean: Tree, state: Any, params: Tree) -> Any:
-    # From averaged quantities: the same on every device, however examples are placed.
-    # For a stateless ascent this is dead code, and so is the average of `clean`.
-    return ascent.update(clean, state, params)[1]
+def _clean_pass(climber: Climber, passes: Passes, state: Any) -> Averaged:
+    del state
+    out = climber.stay(passes)
+    return (out.clean.value, out.diagnostics), (out.gradient, None)

@@ -28,6 +28,11 @@ def is_key(x: Any) -> bool:
     return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
+def typed_key(key: jax.Array) -> jax.Array:
+    """The key, typed (a raw one is wrapped): only typed ones are told from data."""
+    return key if is_key(key) else jax.random.wrap_key_data(key)
+
+
 def is_lone_key(x: Any) -> bool:
     """Whether `x` is one random key: it has no axis to cut."""
     return is_key(x) and jnp.ndim(x) == 0

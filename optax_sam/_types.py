@@ -32,3 +32,11 @@ AxisName: TypeAlias = str | tuple[str, ...]
 
 #: Which leaves: a tree of booleans or a function of the parameters that gives one.
 Mask: TypeAlias = Tree | Callable[[Tree], Tree]
+
+
+class SharpnessAware(optax.GradientTransformationExtraArgs):
+    """A transformation of door 1.
+
+    Its `update` also takes `climb`, a Python bool: with `climb=False` it returns the
+    clean gradient, averaged over its sub-batches, and climbs nowhere.
+    """

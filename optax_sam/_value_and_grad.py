@@ -1,12 +1,14 @@
 """Door 2: a drop-in for `jax.value_and_grad`, for who owns the training loop."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 
 from optax_sam._checks import check_leaves, checked_loss
-from optax_sam._climb import Climber, Loss
+from optax_sam._climb import Climbed, Climber
+from optax_sam._passes import Evaluation, Passes
 from optax_sam._types import Ascent, Combine, Tree
 
 
@@ -19,6 +21,7 @@ def value_and_grad(
     second_order: bool = False,
     num_steps: int | None = None,
     climb_dtype: Any = None,
+    diagnostics: bool = False,
 ) -> Callable[..., tuple[Any, Tree]]:
     r"""The value of a loss, and the gradient after a climb.
 
@@ -38,6 +41,8 @@ def value_and_grad(
       num_steps: how many steps the climb takes, of rho / num_steps each (`None` is 1).
       climb_dtype: the dtype of the climbed copy of the parameters, e.g. `jnp.float32`
         where half precision would round the climb away; `None` is their own.
+      diagnostics: also return a `Diagnostics` of the two passes: as aux, or as
+        `(aux, diagnostics)` with `has_aux`. No further pass is made.
 
     Returns:
       A function with the arguments and results of
@@ -63,35 +68,48 @@ def value_and_grad(
     Reference: Foret et al. 2021, algorithm 1; equation 3 and appendix C.4 for
       `second_order`.
     """
-    climber = Climber(ascent, combine, has_aux, num_steps, climb_dtype)
-    evaluate = _through_the_climb if second_order else _without_the_climb
+    climber = Climber(ascent, combine, num_steps, climb_dtype, diagnostics)
+    climb = _through_the_climb if second_order else _without_the_climb
 
     def sam_value_and_grad(params: Tree, /, *args: Any, **kwargs: Any) -> Any:
         check_leaves(params, params)
         state = _no_state(ascent, params)
         checked = checked_loss(loss_fn, has_aux)
-        return evaluate(climber, lambda p: checked(p, *args, **kwargs), state, params)
+
+        def loss(point: Tree, _: Tree) -> Any:
+            return checked(point, *args, **kwargs)
+
+        passes = Passes(loss, params, has_aux=has_aux)
+        gradient, clean, report = climb(climber, passes, state)
+        aux = [clean.aux] if has_aux else []
+        aux += [report] if diagnostics else []
+        return (clean.value, *_one_or_pair(aux)) if aux else clean.value, gradient
 
     return sam_value_and_grad
 
 
-def _without_the_climb(
-    climber: Climber, loss: Loss, state: Any, params: Tree
-) -> tuple[Any, Tree]:
-    out, clean = jax.value_and_grad(loss, has_aux=climber.has_aux)(params)
-    return out, climber.gradient(loss, clean, state, params)[0]
+def _without_the_climb(climber: Climber, passes: Passes, state: Any) -> Climbed:
+    return climber.climb(passes, state)
 
 
-def _through_the_climb(
-    climber: Climber, loss: Loss, state: Any, params: Tree
-) -> tuple[Any, Tree]:
+def _through_the_climb(climber: Climber, passes: Passes, state: Any) -> Climbed:
+    """The climb is a function of the parameters, and differentiated as such."""
+
     def climbed_loss(params: Tree) -> Any:
-        out, clean = jax.value_and_grad(loss, has_aux=climber.has_aux)(params)
-        climbed = loss(climber.point(loss, clean, state, params)[0])
-        return (climbed[0] if climber.has_aux else climbed), (out, clean)
+        here = replace(passes, params=params)
+        clean = here.clean()
+        point = climber.point(here, clean.gradient, state)
+        return here.out(point)[0], (clean, point)
 
-    (_, (out, clean)), climbed = jax.value_and_grad(climbed_loss, has_aux=True)(params)
-    return out, (climber.combine(clean, climbed) if climber.combine else climbed)
+    (value, (clean, point)), gradient = jax.value_and_grad(climbed_loss, has_aux=True)(
+        passes.params
+    )
+    climbed = Evaluation(value, gradient)
+    return climber.come_out(passes, clean, climbed, point, num_gradients=4)
+
+
+def _one_or_pair(aux: list[Any]) -> list[Any]:
+    return [tuple(aux)] if len(aux) > 1 else aux
 
 
 def _no_state(ascent: Ascent, params: Tree) -> Any:

@@ -8,6 +8,7 @@ import optax
 
 from optax_sam._ascent.dual import dual_vector, widen
 from optax_sam._ascent.radius import check_rho, scale_to
+from optax_sam._sub_batches import typed_key
 from optax_sam._types import Ascent, Rho, Tree
 
 
@@ -55,7 +56,7 @@ def random_ascent(rho: Rho, key: jax.Array) -> Ascent:
     def init(params: Tree) -> RandomAscentState:
         del params
         # A copy: the state may be donated, and `init` called again.
-        own = jax.random.clone(_typed(key))
+        own = jax.random.clone(typed_key(key))
         return RandomAscentState(own, jnp.zeros([], jnp.int32))
 
     def update(
@@ -68,12 +69,6 @@ def random_ascent(rho: Rho, key: jax.Array) -> Ascent:
         return climb, state._replace(step=optax.safe_increment(state.step))
 
     return optax.GradientTransformation(init, update)
-
-
-def _typed(key: jax.Array) -> jax.Array:
-    # Sub-batches are told apart by folding their index into typed keys.
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return key if typed else jax.random.wrap_key_data(key)
 
 
 def _normal_like(key: jax.Array, tree: Tree) -> Tree:

@@ -1,0 +1,80 @@
+"""Friendly SAM's climb: along what is particular to this batch."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam._ascent.dual import widen
+from optax_sam._checks import fill, known, matching
+from optax_sam._types import Ascent, Scalar, Tree
+
+
+class FriendlyAscentState(NamedTuple):
+    """The average of the gradients seen, how many, and the state of the climb."""
+
+    average: Tree
+    step: jax.Array
+    ascent: Any
+
+
+def friendly_ascent(
+    ascent: Ascent, *, sigma: Scalar = 1.0, lmbda: Scalar = 0.9
+) -> Ascent:
+    r"""F-SAM's ascent: climb along the gradient less its moving average.
+
+    .. math:: d_t = g_t - \sigma m_{t-1}, \quad \epsilon_t = a(d_t),
+              \quad m_t = \lambda m_{t-1} + (1 - \lambda) g_t
+
+    The average stands for the gradient of all data, so the climb keeps to the noise
+    of the batch. The first climb is SAM's, and m_1 = g_1.
+
+    Args:
+      ascent: from d to a climb: SAM's `steepest_ascent(rho)`, or any other.
+      sigma: how much of the average is taken away; 0 is SAM.
+      lmbda: the decay of the average, in [0, 1).
+
+    Returns:
+      An ascent with one copy of the parameters as state (so door 1 only), in at least
+      float32. With sub-batches the average is that of all of them.
+
+    Raises:
+      ValueError: `lmbda` outside [0, 1), given as a number.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> ascent = optax_sam.friendly_ascent(optax_sam.steepest_ascent(rho=1.0))
+      >>> state = ascent.init(jnp.zeros(2))
+      >>> climb, state = ascent.update(jnp.array([1.0, 0.0]), state)
+      >>> ascent.update(jnp.array([1.0, 2.0]), state)[0]
+      Array([0., 1.], dtype=float32)
+
+    Reference: Li et al. 2024, "Friendly Sharpness-Aware Minimization", algorithm 1;
+      the first step as in its code.
+    """
+    if known(lmbda) and not 0 <= lmbda < 1:
+        raise ValueError(f"lmbda must lie in [0, 1), got lmbda = {lmbda}.")
+
+    def init(params: Tree) -> FriendlyAscentState:
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(widen(p)), params)
+        return FriendlyAscentState(zeros, jnp.zeros([], jnp.int32), ascent.init(params))
+
+    def update(
+        updates: Tree, state: FriendlyAscentState, params: Tree | None = None
+    ) -> tuple[Tree, FriendlyAscentState]:
+        average = matching(state.average, updates)
+        noise = jax.tree.map(
+            lambda g, m: (widen(g) - sigma * m).astype(g.dtype), updates, average
+        )
+        climb, inner = ascent.update(noise, state.ascent, params)
+        decay = jnp.where(state.step == 0, 0, lmbda)
+        new = jax.tree.map(
+            lambda g, m: (decay * m + (1 - decay) * widen(g)).astype(m.dtype),
+            updates,
+            average,
+        )
+        step = optax.safe_increment(state.step)
+        return climb, FriendlyAscentState(fill(state.average, new), step, inner)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,112 @@
+"""Which gradient comes out: functions of the clean and the climbed one."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_sam._ascent.dual import dual_vector, widen
+from optax_sam._checks import known
+from optax_sam._types import Combine, Scalar, Tree
+
+
+def surrogate_gap(alpha: Scalar) -> Combine:
+    r"""GSAM's gradient: the climbed one, and down the surrogate gap as well.
+
+    .. math:: g_s - \alpha\, g_\perp, \quad
+              g_\perp = g - \frac{\langle g, g_s \rangle}{\|g_s\|^2} g_s
+
+    The step along g_perp, the part of the clean gradient g that is orthogonal to the
+    climbed one g_s, lowers the gap L(w + climb) - L(w) and to first order leaves the
+    climbed loss alone.
+
+    Args:
+      alpha: how much of it; 0 is SAM. May be traced.
+
+    Returns:
+      A function for `combine=`: of two trees (the clean and the climbed gradient),
+      to one.
+
+    Raises:
+      ValueError: a negative alpha, given as a number.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> optax_sam.surrogate_gap(0.5)(jnp.array([1.0, 1.0]), jnp.array([2.0, 0.0]))
+      Array([ 2. , -0.5], dtype=float32)
+
+    Reference: Zhuang et al. 2022, "Surrogate Gap Minimization Improves
+      Sharpness-Aware Training", algorithm 1.
+    """
+    _check_alpha(alpha)
+
+    def combine(clean: Tree, climbed: Tree) -> Tree:
+        gap = orthogonal_part(clean, climbed)
+        return _add(climbed, gap, -alpha)
+
+    return combine
+
+
+def gradient_norm_penalty(alpha: Scalar) -> Combine:
+    r"""A mixture of both gradients.
+
+    .. math:: (1 - \alpha)\, g + \alpha\, g_s
+
+    It penalizes the norm of the gradient by lambda = alpha * rho, to first order.
+    With alpha = gamma / (1 - gamma), so above 1, it is the coupled WSAM: `wsam`.
+
+    Args:
+      alpha: the weight of the climbed gradient g_s; 1 is SAM and 0 the base
+        optimizer. May be traced.
+
+    Returns:
+      A function for `combine=`: of two trees (the clean and the climbed gradient),
+      to one.
+
+    Raises:
+      ValueError: a negative alpha, given as a number.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> optax_sam.gradient_norm_penalty(0.75)(jnp.array([0.0]), jnp.array([4.0]))
+      Array([3.], dtype=float32)
+
+    Reference: Zhao et al. 2022, "Penalizing Gradient Norm for Efficiently Improving
+      Generalization in Deep Learning", equation 10; Yue et al. 2023, "Sharpness-Aware
+      Minimization Revisited: Weighted Sharpness as a Regularization Term".
+    """
+    _check_alpha(alpha)
+
+    def combine(clean: Tree, climbed: Tree) -> Tree:
+        return jax.tree.map(
+            lambda g, s: ((1 - alpha) * g + alpha * s).astype(s.dtype), clean, climbed
+        )
+
+    return combine
+
+
+def _check_alpha(alpha: Any) -> None:
+    if known(alpha) and not alpha >= 0:
+        raise ValueError(f"alpha is a weight and not negative, got alpha = {alpha}.")
+
+
+def orthogonal_part(tree: Tree, to: Tree) -> Tree:
+    """The part of a tree that is orthogonal to another; all of it if that is zero.
+
+    Leaves are in at least float32.
+    """
+    unit = dual_vector(to)
+    length = dot(tree, unit)
+    return jax.tree.map(lambda x, u: widen(x) - length.astype(u.dtype) * u, tree, unit)
+
+
+def dot(a: Tree, b: Tree) -> jax.Array:
+    """The inner product of two trees, in at least float32."""
+    products = jax.tree.map(lambda x, y: jnp.sum(widen(x) * widen(y)), a, b)
+    return jnp.asarray(sum(jax.tree.leaves(products), jnp.zeros([])))
+
+
+def _add(tree: Tree, other: Tree, factor: Any) -> Tree:
+    return jax.tree.map(
+        lambda x, y: (widen(x) + factor * y).astype(x.dtype), tree, other
+    )
