@@ -18,8 +18,8 @@ class Diagnostics(NamedTuple):
     tree (of this device's part where parameters are split by hand).
 
     Attributes:
-      loss: L(w), the loss at the parameters (door 1 knows it from `value=`, or where
-        it computes the clean gradient itself; NaN otherwise).
+      loss: L(w), the loss at the parameters. Door 1 knows it from `value=`, or where
+        it computes the clean gradient itself; it is NaN otherwise, as is sharpness.
       climbed_loss: L(w + climb).
       sharpness: climbed_loss - loss. Negative: the climb was no climb.
       grad_norm: norm of the clean gradient.
@@ -43,14 +43,14 @@ class Diagnostics(NamedTuple):
 
 
 def no_diagnostics(params: Tree) -> Diagnostics:
-    """Those of a training that has not begun."""
-    seen = dict.fromkeys(Diagnostics._fields, unknown_loss(params))
+    """Those of a training that has not begun: zeros."""
+    seen = dict.fromkeys(Diagnostics._fields, no_loss(params))
     return Diagnostics(**seen | {"num_gradients": jnp.zeros([], jnp.int32)})
 
 
-def unknown_loss(params: Tree) -> jax.Array:
-    """The loss before any pass: NaN, in at least float32."""
-    return jnp.full([], jnp.nan, _dtype(params))
+def no_loss(params: Tree) -> jax.Array:
+    """The loss before any pass: 0, in at least float32."""
+    return jnp.zeros([], _dtype(params))
 
 
 def diagnose(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from optax_sam._ascent.dual import widen
 from optax_sam._checks import check_leaves
 from optax_sam._climb import add_climb, cast_like
-from optax_sam._diagnostics import unknown_loss
+from optax_sam._diagnostics import no_loss
 from optax_sam._local import (
     Averaged,
     Given,
@@ -42,7 +42,7 @@ def one_full_pass(
     """
 
     def init(params: Tree) -> OneFullPassState:
-        return OneFullPassState(unknown_loss(params), init_ascent(params))
+        return OneFullPassState(no_loss(params), init_ascent(params))
 
     def step(given: Given, state: OneFullPassState) -> tuple[Tree, OneFullPassState]:
         check_leaves(given.params, given.params)

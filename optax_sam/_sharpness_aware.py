@@ -99,8 +99,9 @@ def sharpness_aware(
 
     def init(params: Tree) -> Any:
         state = ascent.init(params)
-        seen = no_diagnostics(params)
-        return SharpnessAwareState(state, seen) if diagnostics else state
+        if not diagnostics:
+            return state
+        return SharpnessAwareState(state, no_diagnostics(params))
 
     def step(given: Given, state: Any) -> tuple[Tree, Any]:
         sub_batches.check_clean(given)
