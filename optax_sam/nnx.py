@@ -67,7 +67,7 @@ def value_and_grad(
       concat_aux: which leaves of aux are concatenated, not averaged.
       at_once: how many sub-batches are run side by side.
       **options: those of `optax_sam.value_and_grad`: `combine`, `second_order`,
-        `num_steps`, `climb_dtype`, `diagnostics`.
+        `num_steps`, `climb_dtype`; `diagnostics`, which come back as they do there.
 
     Returns:
       A function with the arguments and results of
