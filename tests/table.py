@@ -92,6 +92,7 @@ class Row:
         a climb that does not look at the gradient.
       size: T, a function of the parameters.
       stateful: whether the state has leaves.
+      remembers: whether it holds a copy of the parameters, made of earlier gradients.
       needs_params: whether the ascent needs them.
       product: whether this is a transformation of door 1; an ascent otherwise.
       micro_batch: whether it computes clean gradients itself, from `batch=`.
@@ -107,6 +108,7 @@ class Row:
     dual: Callable[[Any], float] | None = two_norm
     size: Callable[[Any], Any] = ones
     stateful: bool = False
+    remembers: bool = False
     needs_params: bool = False
     product: bool = False
     micro_batch: bool = False
@@ -254,6 +256,18 @@ def _sam_with_aux(rho):
     return optax_sam.sharpness_aware(optax_sam.steepest_ascent(rho), has_aux=True)
 
 
+def _friendly(rho):
+    return optax_sam.friendly_ascent(optax_sam.steepest_ascent(rho))
+
+
+def _all_leaves_alone(rho):
+    return optax_sam.climb_only(optax_sam.steepest_ascent(rho), _every_leaf)
+
+
+def _every_leaf(tree):
+    return jax.tree.map(lambda _: True, tree)
+
+
 _steepest, _adaptive = optax_sam.steepest_ascent, optax_sam.adaptive_ascent
 _sam, _asam, _m_sam = optax_sam.sam, optax_sam.asam, optax_sam.m_sam
 
@@ -266,7 +280,8 @@ ASCENTS = [
     Row("steepest-array", _steepest, given=jnp.asarray),
     Row("steepest-schedule", _steepest, **_SCHEDULE),
     Row("adaptive", _adaptive, **_ASAM),
-    Row("adaptive-schedule", _adaptive, **_ASAM, **_SCHEDULE),
+    Row("friendly", _friendly, stateful=True, remembers=True),
+    Row("some-leaves", _all_leaves_alone),
     Row(
         "adaptive-all",
         _adaptive,
@@ -285,7 +300,7 @@ PRODUCTS = [
     Row("sam-aux", _sam_with_aux, product=True, has_aux=True),
     Row("sam-micro-schedule", _sam, **_SPLIT, **_SCHEDULE),
     Row("asam", _asam, product=True, **_ASAM),
-    Row("asam-schedule", _asam, product=True, **_ASAM, **_SCHEDULE),
+    Row("look_sam", optax_sam.look_sam, product=True, stateful=True, remembers=True),
     Row(
         "asam-davda54",
         _asam,

@@ -49,6 +49,11 @@ def stateless_ascent(row):
     return is_ascent(row) and not row.stateful
 
 
+def forgets(row):
+    """Whether the climb depends on this step's gradient alone."""
+    return not row.remembers
+
+
 def given_as_number(row):
     return row.given is float
 
@@ -316,7 +321,7 @@ def test_climb_grows_with_rho(row):
         assert_close(growth, jax.tree.map(lambda e: e / RHO, climb))
 
 
-@only(given_as_number)
+@only(lambda row: given_as_number(row) and forgets(row))
 def test_schedule_counts_steps_from_zero(row):
     tx = row.factory(rho=lambda step: 0.5 / (step + 1), **row.options())
     update = jax.jit(lambda state: row.update(tx, GRADS, state, PARAMS))
@@ -333,7 +338,7 @@ def injected(row, rho):
     return inject(rho=rho, **row.options())
 
 
-@only(given_as_number)
+@only(lambda row: given_as_number(row) and forgets(row))
 def test_rho_in_the_state(row):
     tx = injected(row, RHO)
     update = jax.jit(lambda state: row.update(tx, GRADS, state, PARAMS))
@@ -344,7 +349,7 @@ def test_rho_in_the_state(row):
     assert_radius(row, update(state)[0], rho=3 * RHO)
 
 
-@only(lambda row: given_as_number(row) and not row.micro_batch)
+@only(lambda row: given_as_number(row) and forgets(row) and not row.micro_batch)
 def test_injected_schedule(row):
     tx = injected(row, lambda step: 0.5 / (step + 1))
     state = tx.init(PARAMS)
@@ -417,6 +422,7 @@ def test_state_keeps_structure_and_dtypes_from_init_on(row):
     assert bool(jax.tree.leaves(state)) == row.stateful
 
 
+@only(forgets)
 def test_state_holds_nothing_parameter_sized(row):
     # Also with many parameters: a counter and a key, at most.
     state = row.make().init({"w": jnp.ones((50, 20))})
@@ -435,6 +441,7 @@ def test_inside_other_transformations(row):
     assert state[0].total_notfinite == 0
 
 
+@only(forgets)
 def test_map_params_finds_no_parameters_in_the_state(row):
     tx = row.make()
     state = tx.init(PARAMS)
