@@ -86,7 +86,7 @@ class SubBatches:
     at_once: int | None = None
 
     def __post_init__(self) -> None:
-        if self.split:
+        if self.split or self.at_once is not None:
             self._m_sharpness(lambda *args: None)  # refuses bad options here
 
     @property

@@ -71,10 +71,10 @@ def m_sharpness(
       only one.
 
     Raises:
-      ValueError: neither `microbatch_size` nor `axis_name`; a mesh without that
-        axis; a `microbatch_size` that does not divide the (per-device) batch; batch
-        leaves of different leading sizes; gradients or a value that do not vary over
-        the axis, where JAX can tell.
+      ValueError: neither `microbatch_size` nor `axis_name`; `at_once` without
+        `microbatch_size`; a mesh without that axis; a `microbatch_size` that does not
+        divide the (per-device) batch; batch leaves of different leading sizes;
+        gradients or a value that do not vary over the axis, where JAX can tell.
       NameError: `axis_name` is not bound.
       TypeError: a random key in aux.
 
@@ -90,8 +90,8 @@ def m_sharpness(
     Reference: Foret et al. 2021, section 4.1; Andriushchenko and Flammarion 2022,
       "Towards Understanding Sharpness-Aware Minimization", figure 1.
     """
-    at_once = 1 if at_once is None else at_once
     names = _check_options(microbatch_size, axis_name, mesh, at_once)
+    at_once = at_once or 1
     positions = _check_positions(batch_argnums)
 
     def averaged(*args: Any, **kwargs: Any) -> tuple[Any, Tree]:
@@ -189,7 +189,7 @@ def _check_options(
     microbatch_size: int | None,
     axis_name: AxisName | None,
     mesh: Mesh | None,
-    at_once: int,
+    at_once: int | None,
 ) -> tuple[str, ...]:
     if microbatch_size is None and axis_name is None:
         raise ValueError(
@@ -205,6 +205,11 @@ def _check_options(
             )
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {name} = {value}.")
+    if at_once is not None and microbatch_size is None:
+        raise ValueError(
+            f"at_once = {at_once} says how many micro-batches run side by side, but "
+            f"there are none: give microbatch_size= as well."
+        )
     if mesh is not None and axis_name is None:
         raise ValueError(
             f"A mesh was given without axis_name. Its axes are {mesh.axis_names}: name "

@@ -526,6 +526,11 @@ REFUSED = {
         "num_steps",
         lambda: optax_sam.momentum_sam(num_steps=2),
     ),
+    "nothing to run at once": (
+        ValueError,
+        "microbatch_size",
+        lambda: optax_sam.sam(axis_name="data", at_once=2),
+    ),
     "no batch": (
         ValueError,
         "batch=batch",
