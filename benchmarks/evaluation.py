@@ -20,8 +20,8 @@ DISTANCES = np.linspace(-1, 1, 9)
 KEYS = range(10)
 # Lanczos restarts until it has converged; short runs suit one well-separated value.
 LANCZOS_STEPS = 12
-# The ball of the worst case: each weight may move by a share of its own size. For these
-# networks more steps and restarts than this change the value by less than 1 %.
+# The ball of the worst case: each weight may move by a share of its own size. On the
+# four networks tried 100 steps from 4 starts found less than 1 % more.
 RHO, ASCENT_STEPS = 0.5, 20
 
 

@@ -278,23 +278,25 @@ def test_loss_along_to_another_solution(x64):
     loss, ours = network((3, 4, 2), num_examples=6)
     theirs = jax.tree.map(lambda x: x[::-1] + 1, ours)
     way = optax.tree.sub(theirs, ours)
-    losses = loss_along(loss, ours, way, [0, 0.5, 1])
+    losses = jax.jit(lambda p, d: loss_along(loss, p, d, [0, 0.5, 1]))(ours, way)
     middle = jax.tree.map(lambda a, b: (a + b) / 2, ours, theirs)
-    expected = [loss(ours), loss(middle), loss(theirs)]
+    expected = [jax.jit(loss)(p) for p in (ours, middle, theirs)]
     np.testing.assert_allclose(losses, expected, rtol=1e-12)
 
 
 def test_loss_along_an_eigenvector_is_its_eigenvalue(x64):
     """The second difference of the loss along v is v H v."""
     loss, params = network((3, 4, 2), num_examples=6)
-    values, vectors = jax.jit(
-        lambda p: hessian_eigenvalues(loss, p, k=2, return_vectors=True)
-    )(params)
-    second = jax.tree.map(lambda v: v[1], vectors)
     h = 1e-3
-    left, middle, right = loss_along(loss, params, second, [-h, 0, h])
-    curvature = (left - 2 * middle + right) / h**2
-    np.testing.assert_allclose(curvature, values[1], rtol=1e-4)
+
+    @jax.jit
+    def along_the_second(params):
+        values, vectors = hessian_eigenvalues(loss, params, k=2, return_vectors=True)
+        second = jax.tree.map(lambda v: v[1], vectors)
+        return values[1], loss_along(loss, params, second, [-h, 0, h])
+
+    value, (left, middle, right) = along_the_second(params)
+    np.testing.assert_allclose((left - 2 * middle + right) / h**2, value, rtol=1e-4)
 
 
 def test_loss_plane_on_a_quadratic(x64):
@@ -311,14 +313,17 @@ def test_loss_plane_on_a_quadratic(x64):
 
 def test_loss_plane_holds_its_lines(x64):
     loss, params = network((3, 4, 2), num_examples=6)
-    first, second = (
-        filter_normalized_direction(jax.random.key(i), params) for i in range(2)
-    )
     t = np.array([-1.0, 0.0, 0.5])
-    plane = loss_plane(loss, params, first, second, t, t)
-    for direction, line in ((first, plane[:, 1]), (second, plane[1])):
-        along = loss_along(loss, params, direction, t)
-        np.testing.assert_allclose(line, along, rtol=1e-12)
+
+    @jax.jit
+    def plane_and_lines(params):
+        first, second = params, jax.tree.map(jnp.cos, params)
+        lines = [loss_along(loss, params, d, t) for d in (first, second)]
+        return loss_plane(loss, params, first, second, t, t), lines
+
+    plane, (first, second) = plane_and_lines(params)
+    np.testing.assert_allclose(plane[:, 1], first, rtol=1e-12)
+    np.testing.assert_allclose(plane[1], second, rtol=1e-12)
 
 
 # Directions
