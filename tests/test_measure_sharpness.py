@@ -1,6 +1,7 @@
 """Sharpness in a ball, against closed forms, exact maximizers and plain loops."""
 
 import itertools
+import math
 from functools import partial
 
 import jax
@@ -337,6 +338,16 @@ def test_pac_bayes_term_of_the_paper():
         squared_norm=1.0, num_params=1000, num_examples=50_000, rho=0.05
     )
     np.testing.assert_allclose(small, 0.356, atol=5e-4)
+
+
+def test_pac_bayes_term_where_every_part_counts(x64):
+    """n = 3, k = 2, |w|^2 = 0.5, rho = 1, delta = 0.1, written out."""
+    inside = 1 + 0.5 * (1 + math.sqrt(math.log(3) / 2)) ** 2
+    parts = 2 * math.log(inside), 4 * math.log(30), 8 * math.log(18 + 6)
+    term = pac_bayes_term(
+        squared_norm=0.5, num_params=2, num_examples=3, rho=1, delta=0.1
+    )
+    np.testing.assert_allclose(term, math.sqrt(sum(parts) / 2), rtol=1e-14)
 
 
 # Refusals
