@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import optax_sam
 
@@ -176,10 +177,29 @@ def cross(metafunc, rows):
     """For `pytest_generate_tests`: one test for each row that the property is about."""
     if "row" in metafunc.fixturenames:
         chosen = rows_for(metafunc.function, rows)
+        slow = {True: [pytest.mark.slow], False: []}
         # Of module scope, so that the tests of one row, and what they compile, are run
         # one after the other.
-        names = [row.name for row in chosen]
-        metafunc.parametrize("row", chosen, ids=names, scope="module")
+        metafunc.parametrize(
+            "row",
+            [pytest.param(row, marks=slow[row.name in VARIATIONS]) for row in chosen],
+            ids=[row.name for row in chosen],
+            scope="module",
+        )
+
+
+#: Rows that are like another one but for a number: run once, with the slow tests.
+VARIATIONS = {
+    "adaptive-all",
+    "adaptive-inf",
+    "asam-davda54",
+    "asam-micro",
+    "sam-array",
+    "sam-aux",
+    "sam-schedule",
+    "steepest-1.5",
+    "steepest-array",
+}
 
 
 def _revealing(row, params):

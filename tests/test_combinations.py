@@ -269,9 +269,16 @@ def rows_with_every_pair():
 
 
 ROWS = rows_with_every_pair()
+FAST = 10  # the rest, which are as many pairs again, run once
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[", ".join(row) for row in ROWS])
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, id=", ".join(row), marks=[pytest.mark.slow] * (i >= FAST))
+        for i, row in enumerate(ROWS)
+    ],
+)
 def test_pairs(row):
     ascent, combine, setting, policy = row
     tx = POLICIES[policy][0](
