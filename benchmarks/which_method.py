@@ -1,0 +1,773 @@
+"""Which method to take: accuracy against cost, for every method of the family.
+
+Tasks A and B of label_noise.py with SGD: real images, 40 % of the training labels
+wrong. Every method gets its own small grid of learning rate x decay x rho (LookSAM's
+alpha too), about as many points as the base optimizer, and is tuned on *validation*
+images of tuning seeds: all points on a few seeds, the best of them on more. What was
+chosen then runs on new seeds, and the picture shows the gain over the base on *test*
+images against the gradients that a step evaluates.
+
+The question: which method keeps at least nine tenths of SAM's gain at 1.2 gradients a
+step or fewer? At most two are nominated, on validation; on the new seeds the ratio of
+the gains gets a bootstrap interval, and "reached" is said only if its lower end lies
+above 0.9.
+
+All methods train for the same number of epochs. Under label noise a shorter training
+is a rival that costs less, so the base at its best length (from label_noise.py, where
+it was searched more finely) is run as well. BatchNorm's averages are taken once, at
+the end, over all training images: methods without a clean pass have none along the way.
+Methods that skip gradients are not vmapped over seeds, where they would skip nothing.
+
+Writes which_method.json and which_method.png. Finished runs are kept in the JSON: start
+it again, also with larger grids, and it goes on. About 20 minutes on two idle cores.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import NamedTuple
+
+import evaluation
+import jax
+import jax.numpy as jnp
+import label_noise
+import matplotlib.pyplot as plt
+import methods
+import numpy as np
+import optax
+import report
+import training
+from matplotlib.axes import Axes
+from rich.console import Console
+from rich.table import Table
+from tasks import BATCH_NORM_MOMENTUM, DIGITS, MNIST, Examples, Split, Task
+
+import optax_sam
+
+# Seeds: all points on the first, the best few of each method also on the next.
+TUNING = ((range(700, 702), None), (range(702, 706), 3))
+# New ones: for the nominated and what they are compared with, and for all others.
+CONFIRM, OTHERS = range(800, 830), range(800, 810)
+COST_LIMIT, SHARE = 1.2, 0.9
+NOMINATED = 2
+RESAMPLED = 20_000
+SIDE_BY_SIDE = 2
+SAVE_EVERY = 20.0  # seconds
+BASE, BEST_LENGTH = "base", "base, best length"
+ALPHAS = (0.1, 0.3, 0.7)
+TITLES = {
+    DIGITS.name: "A: digits, conv net with BatchNorm, SGD",
+    MNIST.name: "B: MNIST at 14x14, MLP, SGD",
+}
+
+
+class Point(NamedTuple):
+    """What is tuned; all of it is traced."""
+
+    lr: float
+    decay: float
+    rho: float = 0.0
+    alpha: float = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """One task: learning rate x decay for the base and for the family; rho by method.
+
+    The points around which label_noise.py's base and SAM were the best.
+    """
+
+    task: Task
+    epochs: int
+    m: int
+    base: tuple[tuple[float, ...], tuple[float, ...]]
+    family: tuple[tuple[float, ...], tuple[float, ...]]
+    rhos: dict[str, tuple[float, ...]]
+
+    def points(self, name: str) -> list[Point]:
+        if name == BASE:
+            return [Point(*pair) for pair in itertools.product(*self.base)]
+        alphas = ALPHAS if name.startswith("LookSAM") else (0.3,)
+        grid = itertools.product(*self.family, self.rhos[name], alphas)
+        return [Point(*point) for point in grid]
+
+
+GRIDS = (
+    Grid(
+        DIGITS,
+        epochs=30,
+        m=10,
+        base=((0.03, 0.1, 0.3), (0.01, 0.02, 0.03, 0.05)),
+        family=((0.1, 0.3), (0.01, 0.025)),
+        rhos={
+            "SAM": (0.1, 0.2, 0.3),
+            "ASAM": (0.5, 1.0, 2.0),
+            "m-SAM": (0.1, 0.2, 0.3),
+            "GSAM": (0.1, 0.2, 0.3),
+            "WSAM": (0.01, 0.02, 0.05),
+            "F-SAM": (0.1, 0.2, 0.3),
+            "ESAM": (0.05, 0.1, 0.2),
+            "climb by 1/5": (0.1, 0.2, 0.3),
+            "climb by 1/5, ASAM": (0.5, 1.0, 2.0),
+            "LookSAM": (0.1, 0.3),
+            "LookSAM, ASAM": (0.5, 1.5),
+            "every 5th step": (0.2, 0.5, 1.0),
+            "every 5th step, ASAM": (1.0, 2.5, 5.0),
+            "random 1/5 of steps": (0.2, 0.5, 1.0),
+            "last 1/5 of steps": (0.2, 0.4, 0.8),
+            "momentum SAM": (0.1, 0.3, 1.0),
+            "random perturbation": (0.3, 1.0, 3.0),
+        },
+    ),
+    Grid(
+        MNIST,
+        epochs=60,
+        m=20,
+        base=((0.01, 0.03, 0.1), (0.02, 0.03, 0.04, 0.06)),
+        family=((0.01, 0.03), (0.02, 0.04)),
+        rhos={
+            "SAM": (0.2, 0.3, 0.5),
+            "ASAM": (1.5, 3.0, 5.0),
+            "m-SAM": (0.1, 0.2, 0.3),
+            "GSAM": (0.2, 0.3, 0.5),
+            "WSAM": (0.015, 0.03, 0.06),
+            "F-SAM": (0.2, 0.3, 0.5),
+            "ESAM": (0.1, 0.2, 0.4),
+            "climb by 1/5": (0.1, 0.2, 0.4),
+            "climb by 1/5, ASAM": (1.0, 2.0, 4.0),
+            "LookSAM": (0.2, 0.4),
+            "LookSAM, ASAM": (1.5, 4.0),
+            "every 5th step": (0.3, 0.75, 1.5),
+            "every 5th step, ASAM": (3.0, 7.0, 15.0),
+            "random 1/5 of steps": (0.3, 0.75, 1.5),
+            "last 1/5 of steps": (0.3, 0.6, 1.2),
+            "momentum SAM": (0.3, 1.0, 3.0),
+            "random perturbation": (1.0, 3.0, 10.0),
+        },
+    ),
+)
+
+
+class Cell(NamedTuple):
+    """One row of the results: what is the same for all seeds."""
+
+    task: str
+    method: str
+    epochs: int
+    point: Point
+
+
+def cost(cell: Cell, epochs: int) -> float:
+    """Gradients, over those of the base in as many epochs as the others have."""
+    if cell.method == BEST_LENGTH:
+        return cell.epochs / epochs
+    return methods.BY_NAME[cell.method].gradients
+
+
+# --- one run ------------------------------------------------------------------------
+
+
+@functools.cache
+def program(task: Task, name: str, m: int, steps: int):
+    """A whole training in one compiled loop: (network, data, key, order, point).
+
+    Conditionals in a loop skip; vmapped over seeds they would not.
+    """
+    method = methods.BY_NAME[name.removesuffix(", best length")]
+    start = optax_sam.tail_schedule(1.0, steps, methods.TAIL)[1]
+
+    def schedule(lr):
+        if not name.startswith("last"):
+            return training.warm_up_and_cosine(lr, steps)
+        warm_up = round(training.WARM_UP * steps)
+        return optax_sam.tail_schedule(lr, steps, methods.TAIL, warm_up)[0]
+
+    @training.jit
+    def train(network: training.Network, data: Examples, key, order, point: Point):
+        setting = methods.Setting(point.rho, point.alpha, key, m, start)
+        settings = training.Settings(point.lr, point.decay)
+        optimizer = training.optimizer(
+            training.Kind(), settings, steps, schedule(point.lr)
+        )
+        tx = methods.transformation(method, setting, optimizer)
+        losses = functools.partial(training_losses, task, network.batch_stats)
+        step = methods.step(method, tx, losses)
+
+        def body(carry, indices):
+            batch = jax.tree.map(lambda leaf: leaf[indices], data)
+            *carry, _ = step(*carry, batch)
+            return tuple(carry), None
+
+        carry = (network.params, tx.init(network.params))
+        (params, _), _ = jax.lax.scan(body, carry, order)
+        return network._replace(params=params)
+
+    return train
+
+
+@functools.cache
+def loaded(task: Task) -> Examples:
+    return task.load()
+
+
+def training_losses(task: Task, batch_stats, params, batch: Examples):
+    """Of each example, with the statistics of the batch it came in."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    logits, _ = task.model.apply(
+        variables, batch.images, train=True, mutable=["batch_stats"]
+    )
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+
+
+@functools.cache
+def averages(task: Task):
+    """The network with BatchNorm's averages over all training images at once."""
+
+    @training.jit
+    def of(network: training.Network, data: Examples):
+        nothing = jax.tree.map(jnp.zeros_like, network.batch_stats)
+        variables = {"params": network.params, "batch_stats": nothing}
+        _, seen = task.model.apply(
+            variables, data.images, train=True, mutable=["batch_stats"]
+        )
+        stats = seen.get("batch_stats", {})
+        whole = jax.tree.map(lambda x: x / (1 - BATCH_NORM_MOMENTUM), stats)
+        return network._replace(batch_stats=whole)
+
+    return of
+
+
+def order_of(task: Task, epochs: int, seed: int) -> np.ndarray:
+    """The examples of every step; depends on the seed alone, as do initial weights."""
+    rng = np.random.default_rng(seed)
+    size = task.train // task.batch * task.batch
+    rows = [rng.permutation(task.train)[:size] for _ in range(epochs)]
+    return np.concatenate(rows).reshape(-1, task.batch).astype(np.int32)
+
+
+# --- all runs, kept in a file -------------------------------------------------------
+
+
+class Runs:
+    """What was run: seed -> (validation, test) for each cell, and the file of it."""
+
+    def __init__(self, path: Path, header: dict):
+        self.path, self.header, self.saved = path, header, time.monotonic()
+        self.cells: dict[Cell, dict[int, list[float]]] = {}
+        if path.exists():
+            for row in json.loads(path.read_text(encoding="utf-8"))["runs"]:
+                point = Point(row["lr"], row["decay"], row["rho"], row["alpha"])
+                cell = Cell(row["task"], row["method"], row["epochs"], point)
+                pairs = zip(row["validation"], row["test"], strict=True)
+                found = dict(zip(row["seeds"], map(list, pairs), strict=True))
+                self.cells.setdefault(cell, {}).update(found)
+
+    def missing(self, cells: Iterable[Cell], seeds) -> list[tuple[Cell, int]]:
+        return [(c, s) for c in cells for s in seeds if s not in self.cells.get(c, {})]
+
+    def add(self, cell: Cell, seed: int, found) -> None:
+        self.cells.setdefault(cell, {})[seed] = list(found)
+        if time.monotonic() - self.saved > SAVE_EVERY:
+            self.save()
+
+    def values(self, cell: Cell, which: str, seeds) -> np.ndarray:
+        column = ("validation", "test").index(which)
+        return np.array([self.cells[cell][seed][column] for seed in seeds])
+
+    def save(self, summary: dict | None = None) -> None:
+        rows = []
+        for cell, found in self.cells.items():
+            seeds = sorted(found)
+            columns = np.array([found[seed] for seed in seeds]).T.tolist()
+            rows.append(
+                {
+                    "task": cell.task,
+                    "method": cell.method,
+                    "epochs": cell.epochs,
+                    **cell.point._asdict(),
+                    "seeds": seeds,
+                    **dict(zip(("validation", "test"), columns, strict=True)),
+                }
+            )
+        part = self.path.with_suffix(".part")
+        report.write_json(part, {**self.header, **(summary or {}), "runs": rows})
+        part.replace(self.path)
+        self.saved = time.monotonic()
+
+
+class Bench:
+    """The tasks with their data, the runs, and a bar that shows the time left."""
+
+    def __init__(self, grids: Iterable[Grid], names, tuning, runs: Runs):
+        self.grids = {grid.task.name: grid for grid in grids}
+        self.names, self.tuning = names, tuning
+        self.runs, self.splits = runs, {}
+
+    def split(self, task: Task, seed: int) -> Split:
+        if (task.name, seed) not in self.splits:
+            split = task.split(loaded(task), seed)
+            self.splits[task.name, seed] = jax.device_put(split)
+        return self.splits[task.name, seed]
+
+    def train(self, cell: Cell, seed: int) -> tuple[float, float]:
+        """The accuracy on validation and on test images, in percent."""
+        grid = self.grids[cell.task]
+        task, split = grid.task, self.split(grid.task, seed)
+        order = order_of(task, cell.epochs, seed)
+        network = training.initial(task)(jax.random.key(seed), split.train.images[:1])
+        train = program(task, cell.method, grid.m, len(order))
+        key = jax.random.fold_in(jax.random.key(seed), 1)
+        network = train(network, split.train, key, order, cell.point)
+        network = averages(task)(network, split.train)
+        accuracy = evaluation.accuracy(task)
+        return tuple(
+            100 * float(accuracy(network, part))
+            for part in (split.validation, split.test)
+        )
+
+    def run(self, cells: list[Cell], seeds, progress) -> None:
+        """What is missing, side by side; every program is compiled by one thread."""
+        jobs = self.runs.missing(cells, seeds)
+        for job in jobs:
+            self.split(self.grids[job[0].task].task, job[1])
+        first = {(cell.task, cell.method): (cell, seed) for cell, seed in jobs}
+        rest = [job for job in jobs if job not in first.values()]
+        bar = progress.add_task(f"{len(cells)} cells", total=len(jobs))
+        with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+            for wave in (list(first.values()), rest):
+                work = {pool.submit(self.train, *job): job for job in wave}
+                for done in as_completed(work):
+                    cell, seed = work[done]
+                    self.runs.add(cell, seed, done.result())
+                    text = f"{cell.task}, seed {seed}: {cell.method}"
+                    progress.update(bar, advance=1, description=text)
+        self.runs.save()
+
+    def cells(self) -> dict[tuple[str, str], list[Cell]]:
+        """All points of every task and method."""
+        return {
+            (task, name): [
+                Cell(task, name, grid.epochs, point) for point in grid.points(name)
+            ]
+            for task, grid in self.grids.items()
+            for name in self.names
+        }
+
+    def tune(self, progress) -> dict[tuple[str, str], Cell]:
+        """The best cell of every task and method, on validation images."""
+        candidates, seeds = self.cells(), []
+        for more, best in self.tuning:
+            if best is not None:
+                candidates = {
+                    key: self.best_of_each_alpha(cells, seeds, best)
+                    for key, cells in candidates.items()
+                }
+            self.run([*itertools.chain(*candidates.values())], more, progress)
+            seeds += more
+        return {key: self.ranked(cells, seeds)[0] for key, cells in candidates.items()}
+
+    @property
+    def tuning_seeds(self) -> list[int]:
+        return [seed for seeds, _ in self.tuning for seed in seeds]
+
+    def ranked(self, cells: list[Cell], seeds) -> list[Cell]:
+        def validation(cell: Cell) -> float:
+            return -self.runs.values(cell, "validation", seeds).mean()
+
+        return sorted(cells, key=validation)
+
+    def best_of_each_alpha(self, cells: list[Cell], seeds, best: int) -> list[Cell]:
+        """So that the alphas can be compared on the same seeds."""
+        ranked = self.ranked(cells, seeds)
+        alphas = dict.fromkeys(cell.point.alpha for cell in cells)
+        return [
+            cell
+            for alpha in alphas
+            for cell in [c for c in ranked if c.point.alpha == alpha][:best]
+        ]
+
+    def shorter(self, task: str) -> Cell:
+        """The base at the length that label_noise.py found for it."""
+        found = next(c for c in label_noise.COMPARISONS if c.task.name == task)
+        best = next(m for m in found.methods if m.role == "best")
+        epochs = min(best.epochs, self.grids[task].epochs)
+        return Cell(task, BEST_LENGTH, epochs, Point(*best.settings))
+
+
+# --- what came out ------------------------------------------------------------------
+
+
+def confirm(bench: Bench, chosen, confirmed, others, progress) -> dict:
+    """What was chosen, on new seeds; on more of them where it answers the question."""
+    names = nominated(bench, chosen)
+    seeds = dict.fromkeys(chosen.values(), others)
+    for task in bench.grids:
+        compared = [chosen[task, name] for name in (BASE, "SAM", *names)]
+        seeds.update(dict.fromkeys([*compared, bench.shorter(task)], confirmed))
+    for some in (confirmed, others):
+        bench.run([c for c in seeds if seeds[c] is some], some, progress)
+    rows = [row(bench, chosen, cell, list(its)) for cell, its in seeds.items()]
+    return {
+        "epochs": {name: grid.epochs for name, grid in bench.grids.items()},
+        "titles": {name: TITLES[name] for name in bench.grids},
+        "tuning_seeds": bench.tuning_seeds,
+        "nominated": names,
+        "methods": rows,
+        "alpha": alphas(bench),
+    }
+
+
+def row(bench: Bench, chosen, cell: Cell, seeds: list[int]) -> dict:
+    """One method on one task: what was chosen, and what it does on the new seeds."""
+    base, sam = chosen[cell.task, BASE], chosen[cell.task, "SAM"]
+    test = functools.partial(bench.runs.values, which="test", seeds=seeds)
+    gain, sam_gain = test(cell) - test(base), test(sam) - test(base)
+    over_shorter = test(cell) - test(bench.shorter(cell.task))
+    tuned = cell.method != BEST_LENGTH
+    return {
+        "task": cell.task,
+        "method": cell.method,
+        "gradients": cost(cell, bench.grids[cell.task].epochs),
+        "epochs": cell.epochs,
+        "seeds": len(seeds),
+        **cell.point._asdict(),
+        "at_edge": tuned and edges(bench.grids[cell.task], cell),
+        "validation_gain": (
+            report.mean_and_error(validation_gain(bench, chosen, cell))
+            if tuned
+            else None
+        ),
+        "test_accuracy": report.mean_and_error(test(cell)),
+        "gain": report.mean_and_error(gain),
+        "share": gain.mean() / sam_gain.mean(),
+        "share_interval": interval(gain, sam_gain),
+        "gain_over_best_length": report.mean_and_error(over_shorter),
+    }
+
+
+def edges(grid: Grid, cell: Cell) -> list[str]:
+    """Which of the chosen numbers are the smallest or the largest of their grid."""
+    points = np.array(grid.points(cell.method))
+    low, high = points.min(0), points.max(0)
+    names = zip(Point._fields, cell.point, low, high, strict=True)
+    return [
+        name
+        for name, value, lowest, highest in names
+        if lowest < highest and value in (lowest, highest) and name != "alpha"
+    ]
+
+
+def validation_gain(bench: Bench, chosen, cell: Cell) -> np.ndarray:
+    seeds = bench.tuning_seeds
+    base = bench.runs.values(chosen[cell.task, BASE], "validation", seeds)
+    return bench.runs.values(cell, "validation", seeds) - base
+
+
+def nominated(bench: Bench, chosen) -> list[str]:
+    """The cheap methods with the largest share of SAM's gain on their worse task."""
+
+    def share(name: str, task: str) -> float:
+        gains = [
+            validation_gain(bench, chosen, chosen[task, which]).mean()
+            for which in (name, "SAM")
+        ]
+        return gains[0] / gains[1]
+
+    cheap = [
+        name
+        for name in bench.names
+        if name != BASE and methods.BY_NAME[name].gradients <= COST_LIMIT
+    ]
+    ranked = sorted(cheap, key=lambda name: -min(share(name, t) for t in bench.grids))
+    return ranked[:NOMINATED]
+
+
+def interval(gain: np.ndarray, sam_gain: np.ndarray) -> tuple[float, float]:
+    """95 % of the ratio of the means, seeds drawn again in pairs."""
+    drawn = np.random.default_rng(0).integers(len(gain), size=(RESAMPLED, len(gain)))
+    ratios = gain[drawn].mean(1) / sam_gain[drawn].mean(1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def alphas(bench: Bench) -> list[dict]:
+    """LookSAM's alpha: the best validation accuracy that was reached with each."""
+    rows, seeds = [], bench.tuning_seeds
+    looking = [name for name in bench.names if name.startswith("LookSAM")]
+    for task, name in itertools.product(bench.grids, looking):
+        grid = bench.grids[task]
+        for alpha in ALPHAS:
+            cells = [
+                cell
+                for point in grid.points(name)
+                if point.alpha == alpha
+                and not bench.runs.missing(
+                    [cell := Cell(task, name, grid.epochs, point)], seeds
+                )
+            ]
+            best = bench.ranked(cells, seeds)[0]
+            values = bench.runs.values(best, "validation", seeds)
+            rows.append(
+                {
+                    "task": task,
+                    "method": name,
+                    **best.point._asdict(),
+                    "validation_accuracy": report.mean_and_error(values),
+                }
+            )
+    return rows
+
+
+def verdict(row: dict) -> str:
+    """Reached only if the whole interval lies above."""
+    low, high = row["share_interval"]
+    if low > SHARE:
+        return "reached"
+    return "not reached" if high < SHARE else "not shown"
+
+
+def print_tables(result: dict, console: Console) -> None:
+    for task, title in result["titles"].items():
+        table = Table(title=f"{title}; test images of new seeds", title_justify="left")
+        table.add_column("method", no_wrap=True)
+        for name in (
+            "gradients\na step",
+            "seeds",
+            "lr",
+            "decay",
+            "rho",
+            "gain over\nthe base",
+            "share of SAM's\n(95 %)",
+            "gain over base,\nbest length",
+            "gain on\nvalidation",
+        ):
+            table.add_column(name, justify="right", no_wrap=True)
+        mine = [row for row in result["methods"] if row["task"] == task]
+        for row in sorted(mine, key=lambda r: (r["gradients"], -r["gain"][0])):
+            low, high = row["share_interval"]
+            star = " *" if row["method"] in result["nominated"] else ""
+            alpha = f", α {row['alpha']:g}" if "Look" in row["method"] else ""
+            table.add_row(
+                row["method"] + alpha + star,
+                f"{row['gradients']:.2f}",
+                str(row["seeds"]),
+                *(number(row, name) for name in ("lr", "decay", "rho")),
+                report.plus_minus(row["gain"], 2, "+"),
+                f"{row['share']:.2f} ({low:.2f} to {high:.2f})",
+                report.plus_minus(row["gain_over_best_length"], 2, "+"),
+                report.plus_minus(row["validation_gain"], 2, "+"),
+            )
+        console.print(table)
+    console.print("(at the edge of its grid)   * nominated on validation images")
+    for row in result["methods"]:
+        if row["method"] in result["nominated"]:
+            console.print(
+                f"{row['task']}, {row['method']}: {SHARE:.0%} of SAM's gain "
+                f"{verdict(row)} ({row['share']:.2f}, "
+                f"{row['share_interval'][0]:.2f} to {row['share_interval'][1]:.2f})"
+            )
+    for row in result["alpha"]:
+        accuracy = report.plus_minus(row["validation_accuracy"], 2)
+        console.print(
+            f"{row['task']}, {row['method']}: alpha {row['alpha']:g}: {accuracy} % of "
+            f"validation images (rho {row['rho']:g})"
+        )
+
+
+def number(row: dict, name: str) -> str:
+    """In brackets at the edge of its grid."""
+    text = f"{row[name]:g}"
+    return f"({text})" if row["at_edge"] and name in row["at_edge"] else text
+
+
+# --- the picture --------------------------------------------------------------------
+
+COLOURS = {
+    "base": "#555555",
+    "one gradient": "#d55e00",
+    "skips": "#0072b2",
+    "part": "#009e73",
+    "two": "#000000",
+}
+
+
+def draw(result: dict, path: Path) -> None:
+    report.picture_style()
+    figure, axes = plt.subplots(
+        len(result["titles"]),
+        1,
+        figsize=(11, 6.2 * len(result["titles"])),
+        squeeze=False,
+    )
+    for one, (task, title) in zip(axes[:, 0], result["titles"].items(), strict=True):
+        rows = [row for row in result["methods"] if row["task"] == task]
+        draw_task(one, rows, result["nominated"])
+        one.set_title(f"{title}\n{claim(rows, result['nominated'])}")
+    axes[-1, 0].set_xlabel("gradients evaluated, per step of the base")
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def claim(rows: list[dict], names: list[str]) -> str:
+    said = [
+        f"{row['method']}: {row['share']:.0%} of SAM's gain "
+        f"({row['share_interval'][0]:.0%} to {row['share_interval'][1]:.0%})"
+        for name in names
+        for row in rows
+        if row["method"] == name
+    ]
+    return "nominated: " + ";  ".join(said)
+
+
+def draw_task(axes: Axes, rows: list[dict], names: list[str]) -> None:
+    """Gain against cost; labels beside each group of the same cost."""
+    sam = next(row for row in rows if row["method"] == "SAM")["gain"][0]
+    axes.axhline(0, color="#888888", lw=1)
+    axes.axhspan(SHARE * sam, 1e3, xmax=1, color="#0072b2", alpha=0.06, lw=0)
+    axes.axhline(SHARE * sam, color="#0072b2", lw=1, ls=(0, (4, 3)))
+    gains = [row["gain"] for row in rows]
+    low = min(mean - error for mean, error in gains)
+    high = max(mean + error for mean, error in gains)
+    margin = 0.08 * (high - low)
+    axes.set_ylim(low - margin, high + margin)
+    axes.set_xlim(0.05, 2.45)
+    axes.set_xticks([0.2, 0.4, 0.6, 0.8, 1, 1.2, 1.4, 1.6, 1.8, 2])
+    axes.axvline(COST_LIMIT + 0.035, color="#888888", lw=1, ls=(0, (1, 2)))
+    axes.annotate(
+        f"{SHARE:.0%} of SAM's gain",
+        (0.06, SHARE * sam),
+        va="bottom",
+        fontsize=10,
+        color="#0072b2",
+    )
+    by_cost: dict[float, list[dict]] = {}
+    for row in rows:
+        by_cost.setdefault(round(row["gradients"], 2), []).append(row)
+    for place, group in by_cost.items():
+        draw_group(axes, place, group, names, high - low)
+    axes.set_ylabel("gain over the base,\npoints of test accuracy")
+
+
+def draw_group(axes: Axes, place: float, group, names, height: float) -> None:
+    group = sorted(group, key=lambda row: row["gain"][0])
+    left = place == 1
+    heights = spread([row["gain"][0] for row in group], 0.062 * height)
+    offsets = 0.022 * np.linspace(-1, 1, len(group)) if len(group) > 1 else [0]
+    for row, level, offset in zip(group, heights, offsets, strict=True):
+        mean, error = row["gain"]
+        colour = colour_of(row)
+        x = place + offset
+        axes.errorbar(x, mean, error, color=colour, lw=1.5, zorder=3)
+        axes.plot(x, mean, "o", color=colour, ms=6, mec="white", zorder=4)
+        end = place + (-0.06 if left else 0.06)
+        axes.plot([x, end], [mean, level], color=colour, lw=0.6, alpha=0.6)
+        axes.annotate(
+            row["method"],
+            (end + (-0.01 if left else 0.01), level),
+            ha="right" if left else "left",
+            va="center",
+            fontsize=10,
+            color=colour,
+            weight="bold" if row["method"] in names else "normal",
+        )
+
+
+def spread(levels: list[float], distance: float) -> np.ndarray:
+    """Ascending levels moved apart until no two labels overlap."""
+    levels = np.array(levels, float)
+    for _ in range(200):
+        for i in range(len(levels) - 1):
+            lack = distance - (levels[i + 1] - levels[i])
+            if lack > 1e-9:
+                levels[i] -= lack / 2
+                levels[i + 1] += lack / 2
+    return levels
+
+
+def colour_of(row: dict) -> str:
+    if row["method"] in (BASE, BEST_LENGTH):
+        return COLOURS["base"]
+    method = methods.BY_NAME[row["method"]]
+    if method.skips:
+        return COLOURS["skips"]
+    if method.gradients == 1:
+        return COLOURS["one gradient"]
+    return COLOURS["two"] if method.gradients == 2 else COLOURS["part"]
+
+
+# --- options ------------------------------------------------------------------------
+
+
+def main() -> None:
+    options = parse_options()
+    path = options.out / "which_method.json"
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    if not options.redraw:
+        options.out.mkdir(parents=True, exist_ok=True)
+        measure(options, path)
+    result = json.loads(path.read_text(encoding="utf-8"))
+    print_tables(result, console)
+    draw(result, path.with_suffix(".png"))
+    console.print(f"Wrote {path} and its picture, .png")
+
+
+def measure(options: argparse.Namespace, path: Path) -> None:
+    names = [BASE, *GRIDS[0].rhos]
+    grids, tuning, confirmed, others = GRIDS, TUNING, CONFIRM, OTHERS
+    if options.smoke:
+        grids, names = [tiny(GRIDS[1])], [BASE, "SAM", "LookSAM", "momentum SAM"]
+        tuning = ((range(700, 702), None), (range(702, 703), 1))
+        confirmed, others = range(800, 803), range(800, 802)
+    runs = Runs(path, report.provenance())
+    bench = Bench(grids, names, tuning, runs)
+    with report.progress_bar() as progress:
+        chosen = bench.tune(progress)
+        summary = confirm(bench, chosen, confirmed, others, progress)
+    runs.save(summary)
+
+
+def tiny(grid: Grid) -> Grid:
+    """The same path in seconds: few images, a small network, two epochs."""
+    task = dataclasses.replace(
+        grid.task, train=200, validation=100, model=grid.task.tiny_model
+    )
+    small = {"base": ((0.03,), (0.01, 0.02)), "family": ((0.03,), (0.02,))}
+    return dataclasses.replace(grid, task=task, epochs=2, **small)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the folder to write to (default benchmarks/results)"
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="the whole path on tiny sizes in seconds, written to a temporary folder",
+    )
+    parser.add_argument(
+        "--redraw",
+        action="store_true",
+        help="print and draw what which_method.json in --out holds; train nothing",
+    )
+    options = parser.parse_args()
+    if options.out is None:
+        temporary = options.smoke and not options.redraw
+        options.out = Path(tempfile.mkdtemp()) if temporary else report.RESULTS
+    return options
+
+
+if __name__ == "__main__":
+    main()
