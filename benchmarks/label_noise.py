@@ -223,12 +223,14 @@ def measure_network(task: Task, network: training.Network, split: Split) -> dict
     held_out = jax.tree.map(lambda leaf: leaf[: task.train], split.test)
     accuracy = evaluation.accuracy(task)
     eigenvalue = evaluation.largest_eigenvalue(task)
+    worst_case = evaluation.adaptive_worst_case(task)
     losses = np.asarray(evaluation.landscape(task)(network, held_out), float)
     return {
         "test_accuracy": 100 * float(accuracy(network, split.test)),
         "validation_accuracy": 100 * float(accuracy(network, split.validation)),
         "lambda_max_train": float(eigenvalue(network, split.train)),
         "lambda_max_held_out": float(eigenvalue(network, held_out)),
+        "worst_case_held_out": float(worst_case(network, held_out)),
         "rise": evaluation.rise(losses),
         "landscape": losses.tolist(),
     }
@@ -240,6 +242,7 @@ MEASURES = (
     "test_accuracy",
     "lambda_max_train",
     "lambda_max_held_out",
+    "worst_case_held_out",
     "rise",
     "seconds",
 )
@@ -315,6 +318,7 @@ def table(task: str, comparisons: list[dict], seeds: int) -> Table:
         "gain over it at\nits best length",
         "λ_max,\ntraining",
         "λ_max,\nheld-out",
+        "adaptive\nworst case",
         "rise of\nheld-out loss",
         "gradients\na step",
         "seconds\na run",
@@ -330,6 +334,7 @@ def table(task: str, comparisons: list[dict], seeds: int) -> Table:
                 report.plus_minus(numbers["gain_over_best_length"], 2, "+"),
                 report.plus_minus(numbers["lambda_max_train"], 1),
                 report.plus_minus(numbers["lambda_max_held_out"], 1),
+                report.plus_minus(numbers["worst_case_held_out"], 3),
                 report.plus_minus(numbers["rise"], 3),
                 str(row["gradients_per_step"]),
                 f"{numbers['seconds'][0]:.2f}",
