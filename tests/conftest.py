@@ -6,6 +6,14 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_programs_of_other_modules():
+    """Forget what a module compiled: thousands of programs exhaust the memory maps of a
+    process, and in jax 0.10 one of float64 may be found where float32 is meant."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Run the test in float64: parity and theory are compared to many digits."""

@@ -90,7 +90,7 @@ def test_second_order_counts_what_it_costs(x64):
     assert diagnostics.climbed_loss == pytest.approx(EXPECTED["climbed_loss"])
 
 
-def test_gradients_are_counted_over_steps_and_climbs():
+def test_gradients_are_counted_over_steps_and_climbs(x64):
     tx = optax_sam.sam(RHO, num_steps=3, diagnostics=True)
     tx = optax_sam.every_k(tx, 2)
     state = tx.init(START)
@@ -269,7 +269,7 @@ def test_on_makes_no_further_pass():
     assert [on[name] for name in dots] == [off[name] for name in dots]
 
 
-def test_on_evaluates_the_loss_as_often():
+def test_on_evaluates_the_loss_as_often(x64):
     calls = []
 
     def loss(w):

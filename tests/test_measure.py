@@ -191,6 +191,7 @@ def test_the_same_key_gives_the_same_value_and_any_key_the_same_answer(x64):
     np.testing.assert_allclose(first, of_quadratic(hessian), rtol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, SIZE])
 def test_any_tree_of_floats(size):
     params = {
@@ -346,6 +347,7 @@ def filters(kernel):
     return np.reshape(np.asarray(kernel, float), (-1, np.shape(kernel)[-1])).T
 
 
+@pytest.mark.slow
 def test_each_filter_is_as_long_as_the_one_it_moves(kernels):
     direction = jax.jit(filter_normalized_direction)(jax.random.key(0), kernels)
     assert jax.tree.structure(direction) == jax.tree.structure(kernels)
@@ -359,6 +361,7 @@ def test_each_filter_is_as_long_as_the_one_it_moves(kernels):
         np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
 
 
+@pytest.mark.slow
 def test_filters_point_where_the_noise_does(kernels):
     """Leaf i draws from fold_in(key, i), and only its filters' lengths are changed."""
     key, normal = jax.random.key(0), jax.jit(jax.random.normal, static_argnums=1)

@@ -203,6 +203,7 @@ def cosh_loss(w, inputs):
     return jnp.mean(jnp.cosh(inputs @ w))
 
 
+@pytest.mark.slow
 def test_worst_case_of_each_sub_batch_is_the_loop(data, x64):
     rows, w = data[0], np.ones(4)
 

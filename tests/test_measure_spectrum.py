@@ -68,6 +68,7 @@ class Net:
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "size", "gauss_newton"),
     [
@@ -207,6 +208,7 @@ def density_of(eigenvalues, num_samples=4, num_iters=16):
     )
 
 
+@pytest.mark.slow
 def test_density_where_lanczos_breaks_down(x64):
     """5 three times, 1 eight times, -7 nine times: no value but these has weight."""
     spectrum = density_of(jnp.repeat(jnp.array([5.0, 1, -7]), jnp.array([3, 8, 9])))
@@ -229,6 +231,7 @@ def test_density_of_a_single_value(value):
     np.testing.assert_allclose(peak, value, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_density_against_all_eigenvalues(x64):
     """Moments, the mass, and the smoothed density itself."""
     eigenvalues = np.concatenate([np.linspace(-1, 2, 200), [5.0] * 20])
@@ -258,6 +261,7 @@ def test_trace_of_two_by_two(x64):
     assert abs(trace.mean - 5) < 4 / 20
 
 
+@pytest.mark.slow
 def test_trace_of_random_trees(x64):
     net = Net(2, 40)
 

@@ -187,6 +187,7 @@ def test_both_passes_draw_the_same_mask():
     np.testing.assert_array_equal(*masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [under_nnx_jit, under_jax_jit])
 def test_nnx_objects_in_the_arguments(how):
     # A stream under two names, a metric, and a model that is no student.
@@ -232,6 +233,7 @@ def test_traced_twice_and_never_again():
         assert model.dropout.rngs.count[...] == count
 
 
+@pytest.mark.slow
 def test_wrt_selects_what_climbs():
     model = nnx.LoRA(
         3, 2, 4, base_module=nnx.Linear(3, 4, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1)
@@ -249,6 +251,7 @@ def test_wrt_selects_what_climbs():
     assert_close((got, arrays(got_grads)), (out, grads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -338,6 +341,7 @@ def auto_mesh(devices):
     return jax.make_mesh((devices,), ("data",), axis_types=auto)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "microbatch_size"), [(3, None), (2, 3)])
 def test_mesh_is_the_loop(devices, microbatch_size):
     model = net()
@@ -439,6 +443,7 @@ def test_writing_to_a_parameter_is_refused():
         grads_of(loss_fn=writing)(net(), X, Y)
 
 
+@pytest.mark.slow
 def test_reseeding_in_sub_batches_is_refused():
     def reseeding(model, x, y):
         nnx.reseed(model, dropout=7)

@@ -115,6 +115,7 @@ def check_table(size, rho, row_of):
         assert cured[figure] == pytest.approx(1, abs=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "rho"), list(PUBLISHED)[:2])
 def test_published_table(size, rho):
     check_table(size, rho, half_precision.measure)
@@ -146,6 +147,7 @@ def network_loss(params, dtype=jnp.float32, scale=1.0):
     return jnp.mean(error.astype(jnp.float32) ** 2) * scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", [1, 2])
 def test_bfloat16_compute_with_float32_parameters(door):
     # The climb is in float32, from the gradient that bfloat16 gave.
@@ -234,6 +236,7 @@ def test_dynamic_loss_scaling():
 # --- Norms ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [steepest_ascent, adaptive_ascent])
 def test_thousand_leaves_are_one_vector(make):
     ascent = make(RHO)

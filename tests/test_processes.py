@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import two_processes
 
 PROCESSES = 2
@@ -44,6 +45,7 @@ def results_of_all():
     return [json.loads(out.splitlines()[-1]) for out, _ in outs]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(x64):
     first, second = results_of_all()
     assert first["devices"] == second["devices"] == 8

@@ -454,6 +454,7 @@ def line_search():
     return optax.scale_by_backtracking_linesearch(max_backtracking_steps=10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "behind",
     [optax.chain(optax.sgd(1.0), line_search()), optax.lbfgs()],
@@ -524,6 +525,7 @@ def test_checkpointed_loss():
     assert_close(grads, sam_gradient(PARAMS))
 
 
+@pytest.mark.slow
 def test_equinox_model():
     # What no gradient reaches (the activation, the integers) is `None` in the tree.
     model = equinox.nn.MLP(3, "scalar", 4, 1, key=jax.random.key(0))
