@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam._ascent.dual import widen
+from optax_sam._ascent.dual import all_finite, widen
 from optax_sam._checks import check_leaves
 from optax_sam._climb import add_climb, cast_like
 from optax_sam._diagnostics import no_loss
@@ -98,8 +98,12 @@ def climb_against_momentum(
         return (value, None), (gradient, gradient)
 
     def next_state(state: MomentumState, gradient: Tree, params: Tree) -> MomentumState:
+        finite = all_finite(gradient)
+        kept = jnp.where(finite, decay, 1)
         momentum = jax.tree.map(
-            lambda v, g: (decay * v + g).astype(v.dtype), state.momentum, gradient
+            lambda v, g: (kept * v + jnp.where(finite, g, 0)).astype(v.dtype),
+            state.momentum,
+            gradient,
         )
         return MomentumState(momentum, ascent.update(gradient, state.ascent, params)[1])
 

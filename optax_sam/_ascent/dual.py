@@ -33,6 +33,16 @@ def widen(x: Any) -> jax.Array:
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
+def all_finite(tree: Tree) -> jax.Array:
+    """Whether no entry is infinite or NaN.
+
+    An average that has once seen NaN holds it for ever, and every climb along it
+    would be zero.
+    """
+    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.asarray([True, *leaves]))
+
+
 def _total(tree: Tree, axis_name: AxisName | None) -> Any:
     return sum(sum_over(jnp.sum(x), axis_name) for x in jax.tree.leaves(tree))
 
@@ -41,7 +51,9 @@ def _largest(tree: Tree, axis_name: AxisName | None) -> Any:
     # The scale cancels in the result, so its derivative is not needed.
     largest = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)]
     tops = [max_over(jax.lax.stop_gradient(x), axis_name) for x in largest]
-    return jnp.max(jnp.stack(tops)) if tops else jnp.zeros(())
+    # A sort, not a maximum: XLA would compute that anew inside of every small leaf, and
+    # a hundred leaves of one entry would take a minute to compile.
+    return jnp.sort(jnp.stack(tops))[-1] if tops else jnp.zeros(())
 
 
 def _power(x: jax.Array, exponent: float) -> jax.Array:
@@ -115,9 +127,11 @@ def dual_vector(
     order = check_ord(ord)
     wide = jax.tree.map(widen, tree)
     largest = _largest(wide, axis_name)
-    usable = (largest > 0) & jnp.isfinite(largest)
-    # Entries between -1 and 1: no square overflows, and none that matters vanishes.
-    scale = jnp.where(usable, largest, 1)
+    smallest = jnp.finfo(largest.dtype).tiny  # what is below may be zero, or not
+    usable = (largest >= smallest) & jnp.isfinite(largest)
+    # Entries between -1 and 1: no square overflows, and none that matters vanishes. (Up
+    # to 4 at the very end of the range, where the inverse would be no normal number.)
+    scale = jnp.where(usable, jnp.minimum(largest, 1 / smallest), 1)
     unit = jax.tree.map(lambda g: jnp.where(usable, g, 0) / scale, wide)
     shape = jax.tree.map(_profile(order), unit)
     norm = _norm(shape, order, usable, axis_name)

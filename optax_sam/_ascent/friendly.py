@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam._ascent.dual import widen
+from optax_sam._ascent.dual import all_finite, widen
 from optax_sam._checks import fill, known, matching
 from optax_sam._types import Ascent, Scalar, Tree
 
@@ -37,7 +37,8 @@ def friendly_ascent(
 
     Returns:
       An ascent with one copy of the parameters as state (so door 1 only), in at least
-      float32. With sub-batches the average is that of all of them.
+      float32. With sub-batches the average is that of all of them; a gradient that is
+      not finite is left out.
 
     Raises:
       ValueError: `lmbda` outside [0, 1), given as a number.
@@ -68,13 +69,15 @@ def friendly_ascent(
             lambda g, m: (widen(g) - sigma * m).astype(g.dtype), updates, average
         )
         climb, inner = ascent.update(noise, state.ascent, params)
-        decay = jnp.where(state.step == 0, 0, lmbda)
-        new = jax.tree.map(
-            lambda g, m: (decay * m + (1 - decay) * widen(g)).astype(m.dtype),
-            updates,
-            average,
-        )
-        step = optax.safe_increment(state.step)
+        finite = all_finite(updates)
+        decay = jnp.where(finite, jnp.where(state.step == 0, 0, lmbda), 1)
+
+        def average_in(g: Any, m: Any) -> Any:
+            g = jnp.where(finite, widen(g), 0)
+            return (decay * m + (1 - decay) * g).astype(m.dtype)
+
+        new = jax.tree.map(average_in, updates, average)
+        step = jnp.where(finite, optax.safe_increment(state.step), state.step)
         return climb, FriendlyAscentState(fill(state.average, new), step, inner)
 
     return optax.GradientTransformation(init, update)
