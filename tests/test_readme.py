@@ -5,6 +5,7 @@ who pastes one after the other; tracebacks show the README's own line numbers.
 """
 
 import inspect
+import json
 import os
 import re
 from pathlib import Path
@@ -88,3 +89,26 @@ def test_commands_name_existing_files():
     scripts = {s for c in commands for s in re.findall(r"\S+\.py\b", c)}
     assert scripts, "the first command of the README runs a benchmark"
     assert not [s for s in scripts if not os.path.exists(ROOT / s)]
+
+
+def which_method_rows():
+    """The README's table of what each method kept of SAM's gain, from the JSON."""
+    results = ROOT / "benchmarks" / "results" / "which_method.json"
+    methods = json.loads(results.read_text(encoding="utf-8"))["methods"]
+    of = {(m["task"], m["method"]): m for m in methods}
+
+    def cells(m):
+        low, high = (f"{100 * x:.0f}" for x in m["share_interval"])
+        gain, error = m["gain"]
+        share = f"{100 * m['share']:.0f} % ({low} to {high})"
+        return f"{gain:+.2f} ± {error:.2f} | {share}"
+
+    names = dict.fromkeys(name for _, name in of)
+    return {n: f"| {cells(of['digits', n])} | {cells(of['mnist', n])} |" for n in names}
+
+
+def test_figures_of_which_method_are_those_of_its_json():
+    rows = re.findall(r"^\| .*? (\| [+-][\d.]+ ± .*\|)$", text(), re.MULTILINE)
+    shown = [row for row in rows if row.count("%") == 2]
+    assert len(shown) > 8
+    assert set(shown) <= set(which_method_rows().values())
