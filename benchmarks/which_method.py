@@ -1,11 +1,13 @@
 """Which method to take: accuracy against cost, for every method of the family.
 
 Tasks A and B of label_noise.py with SGD: real images, 40 % of the training labels
-wrong. Every method gets its own small grid of learning rate x decay x rho (LookSAM's
-alpha too), about as many points as the base optimizer, and is tuned on *validation*
-images of tuning seeds: all points on a few seeds, the best of them on more. What was
+wrong. Every method gets its own grid of learning rate, decay and rho (LookSAM's alpha
+too), as many points as the base optimizer, LookSAM more. It is tuned on *validation*
+images of tuning seeds: all points on two seeds, the best three on eight more. What was
 chosen then runs on new seeds, and the picture shows the gain over the base on *test*
-images against the gradients that a step evaluates.
+images against the gradients that a step evaluates; methods of one cost stand side by
+side. (Smaller grids were tried first, with other seeds in the end, and widened where
+what validation chose lay at an edge. Where it still does the table has brackets.)
 
 The question: which method keeps at least nine tenths of SAM's gain at 1.2 gradients a
 step or fewer? At most two are nominated, on validation; on the new seeds the ratio of
@@ -16,10 +18,10 @@ All methods train for the same number of epochs. Under label noise a shorter tra
 is a rival that costs less, so the base at its best length (from label_noise.py, where
 it was searched more finely) is run as well. BatchNorm's averages are taken once, at
 the end, over all training images: methods without a clean pass have none along the way.
-Methods that skip gradients are not vmapped over seeds, where they would skip nothing.
+Methods that skip gradients are not vmapped over seeds.
 
 Writes which_method.json and which_method.png. Finished runs are kept in the JSON: start
-it again, also with larger grids, and it goes on. About 20 minutes on two idle cores.
+it again, also with larger grids, and it goes on. 20 to 30 minutes on two idle cores.
 """
 
 import argparse

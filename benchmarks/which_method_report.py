@@ -154,16 +154,18 @@ def draw_task(axes: Axes, result: dict, rows: list[dict]) -> None:
     lows, highs = zip(*(error_bar(row) for row in rows), strict=True)
     height = max(highs) - min(lows)
     axes.set_ylim(min(lows) - 0.1 * height, max(highs) + 0.12 * height)
-    axes.set_xlim(0, 2.4)
+    axes.set_xlim(-0.15, 2.4)
     axes.set_xticks([0.2, 0.4, 0.6, 0.8, 1, 1.2, 1.4, 1.6, 1.8, 2])
     top = axes.get_ylim()[1]
     axes.add_patch(
-        Rectangle((0, aim), limit, top - aim, color="#0072b2", alpha=0.07, lw=0)
+        Rectangle(
+            (-0.15, aim), limit + 0.15, top - aim, color="#0072b2", alpha=0.07, lw=0
+        )
     )
     axes.annotate(
         f"asked for: {result['share_to_keep']:.0%} of SAM's gain\n"
         f"at {result['cost_limit']:g} gradients or fewer",
-        (0.02, top - 0.02 * height),
+        (-0.13, top - 0.02 * height),
         va="top",
         fontsize=10,
         color="#0072b2",
@@ -187,7 +189,7 @@ def draw_group(axes: Axes, place: float, group, names, height: float) -> None:
     levels = spread([row["gain"][0] for row in group], 0.058 * height)
     offsets = np.linspace(-1, 1, len(group)) * min(0.012 * (len(group) - 1), 0.035)
     # To the left where the next group stands on the right.
-    side = -1 if place in (1, 1.83) else 1
+    side = -1 if place <= 1 or place == 1.83 else 1
     for row, level, offset in zip(group, levels, offsets, strict=True):
         mean, error = row["gain"]
         colour, x, end = colour_of(row), place + offset, place + side * 0.075
