@@ -112,3 +112,17 @@ def test_figures_of_which_method_are_those_of_its_json():
     shown = [row for row in rows if row.count("%") == 2]
     assert len(shown) > 8
     assert set(shown) <= set(which_method_rows().values())
+
+
+def test_counted_costs_are_those_of_the_json():
+    results = ROOT / "benchmarks" / "results" / "cost.json"
+    networks = json.loads(results.read_text(encoding="utf-8"))["networks"].values()
+    first = next(iter(networks))
+    counted = {
+        " | ".join(f"{rows[name]['flops']:.3f}" for rows in networks)
+        + f" | {first[name]['evaluations']:.2f} |"
+        for name in first
+    }
+    shown = re.findall(r"^\| .*? \| (\d\.\d{3} \| .*)$", text(), re.MULTILINE)
+    assert len(shown) > 8
+    assert set(shown) <= counted
