@@ -670,17 +670,20 @@ SECTIONS = {
                 with_sgd(lambda: contrib.reduce_on_plateau(patience=1)), compiled=True
             ),
             note=VALUE,
+            slow=True,
         ),
         Row(
             "`contrib.sophia`",
             behind(lambda: contrib.sophia(RATE), obj_fn=loss, compiled=True),
             note="pass `obj_fn=` as well: the Hessian is the one at the parameters",
+            slow=True,
         ),
         Row(
             "`scale_by_backtracking_linesearch`",
             behind(line_search(backtracking), compiled=True),
             note="along the climbed gradient, on the loss as it is; pass `value=`, "
             "`grad=` (clean) and a `value_fn` that closes over the batch",
+            slow=True,
         ),
         Row(
             "`scale_by_zoom_linesearch`",
@@ -698,6 +701,7 @@ SECTIONS = {
             "`value_and_grad_from_state`",
             reuses_the_line_search,
             note="the value and gradient that a line search has stored are clean ones",
+            slow=True,
         ),
         Row("`MultiSteps`", multi_steps_behind, note=ACCUMULATED),
         Row("`apply_if_finite`", apply_if_finite_behind, note=JUDGES),

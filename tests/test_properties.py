@@ -18,7 +18,7 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 2**-7}
 
 def leaves(dtype):
     entries = st.floats(-8, 8, width=16)
-    shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)
+    shapes = st.sampled_from([(), (0,), (1,), (3,), (2, 3)])  # few: each is compiled
     arrays = shapes.flatmap(
         lambda shape: hnp.arrays(np.float32, shape, elements=entries)
     )
@@ -55,6 +55,9 @@ def dual(vector, ord):
     vector = vector / np.abs(vector).max()
     if np.isinf(ord):
         return np.sign(vector)
+    if ord == 1:  # the largest entries share it
+        top = np.abs(vector) > 1 - 1e-7
+        return np.sign(vector) * top / top.sum()
     e = np.sign(vector) * np.abs(vector) ** (1 / (ord - 1))
     return e / np.linalg.norm(e, ord)
 
@@ -80,7 +83,7 @@ def climb_by_numpy(params, grads, rho, ord, eta):
 
 options = {
     "rho": st.sampled_from([0.0, 0.01, 0.5]),
-    "ord": st.sampled_from([None, 1.5, 2, 3, np.inf]),
+    "ord": st.sampled_from([None, 1, 1.5, 2, 3, np.inf]),
     "eta": st.sampled_from([None, 0.01, 0.5]),
 }
 
