@@ -51,8 +51,8 @@ from rich.table import Table
 
 import optax_sam
 
-STEPS = 20  # each turn starts from the same state: a fifth of the steps climb in all
-ROUNDS = 7
+STEPS = 10  # each turn starts from the same state: a fifth of the steps climb in all
+ROUNDS = 9
 RHO, SUB_BATCHES = 0.05, 4
 DEVICES = 8
 CONTRIB = "optax.contrib.sam"
@@ -586,12 +586,13 @@ def main() -> None:
         console = Console(width=130)
     if not options.redraw:
         options.out.mkdir(parents=True, exist_ok=True)
-        report.write_json(path, measure(options, path))
+        measure(options, path)
     print_tables(json.loads(path.read_text(encoding="utf-8")), console)
     console.print(f"Wrote {path}")
 
 
-def measure(options: argparse.Namespace, path: Path) -> dict:
+def measure(options: argparse.Namespace, path: Path) -> None:
+    """Written after each network, so that what is there can be looked at."""
     jax.config.update("jax_num_cpu_devices", DEVICES)
     chosen, names, rounds, bars = networks(), NAMES, ROUNDS, BARS
     scanned = chosen[-1]
@@ -619,9 +620,10 @@ def measure(options: argparse.Namespace, path: Path) -> dict:
                 parts.append(timings(network, names, rounds, tick))
             for part, name in itertools.product(parts, names):
                 rows[network.name][name].update(part[name])
+            report.write_json(path, {**old, **report.provenance(), **found})
     if options.only != "times":
         found["over_unrolled"] = check_unrolled(scanned)
-    return {**old, **report.provenance(), **found}
+    report.write_json(path, {**old, **report.provenance(), **found})
 
 
 if __name__ == "__main__":
