@@ -3,9 +3,8 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from optax_sam._ascent.dual import dual_vector, widen
+from optax_sam._ascent.dual import dot, dual_vector, widen
 from optax_sam._checks import known
 from optax_sam._types import Combine, Scalar, Tree
 
@@ -98,12 +97,6 @@ def orthogonal_part(tree: Tree, to: Tree) -> Tree:
     unit = dual_vector(to)
     length = dot(tree, unit)
     return jax.tree.map(lambda x, u: widen(x) - length.astype(u.dtype) * u, tree, unit)
-
-
-def dot(a: Tree, b: Tree) -> jax.Array:
-    """The inner product of two trees, in at least float32."""
-    products = jax.tree.map(lambda x, y: jnp.sum(widen(x) * widen(y)), a, b)
-    return jnp.asarray(sum(jax.tree.leaves(products), jnp.zeros([])))
 
 
 def _add(tree: Tree, other: Tree, factor: Any) -> Tree:

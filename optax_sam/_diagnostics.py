@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam._ascent.dual import dual_vector, widen
+from optax_sam._ascent.dual import dot, dual_vector, two_norm, widen
 from optax_sam._checks import matching
 from optax_sam._passes import Evaluation
 from optax_sam._types import Tree
@@ -68,26 +68,12 @@ def diagnose(
         loss=scalar(clean.value),
         climbed_loss=scalar(climbed.value),
         sharpness=scalar(climbed.value) - scalar(clean.value),
-        grad_norm=scalar(_norm(clean.gradient)),
-        climbed_grad_norm=scalar(_norm(climbed.gradient)),
-        climb_norm=scalar(_norm(climb)),
-        cosine=scalar(_cosine(clean.gradient, climbed.gradient)),
+        grad_norm=scalar(two_norm(clean.gradient)),
+        climbed_grad_norm=scalar(two_norm(climbed.gradient)),
+        climb_norm=scalar(two_norm(climb)),
+        cosine=scalar(dot(*map(dual_vector, (clean.gradient, climbed.gradient)))),
         num_gradients=jnp.asarray(count, jnp.int32),
     )
-
-
-def _norm(tree: Tree) -> Any:
-    # <g, g / |g|>: no square that could overflow.
-    return _dot(tree, dual_vector(tree))
-
-
-def _cosine(a: Tree, b: Tree) -> Any:
-    return _dot(dual_vector(a), dual_vector(b))
-
-
-def _dot(a: Tree, b: Tree) -> Any:
-    products = jax.tree.map(lambda x, y: jnp.sum(widen(x) * widen(y)), a, b)
-    return sum(jax.tree.leaves(products), jnp.zeros([]))
 
 
 def _dtype(params: Tree) -> Any:

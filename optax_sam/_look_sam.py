@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam._ascent.dual import dual_vector, widen
+from optax_sam._ascent.dual import dot, dual_vector, two_norm, widen
 from optax_sam._checks import fill, matching
 from optax_sam._climb import Climber
-from optax_sam._combine import dot, orthogonal_part
+from optax_sam._combine import orthogonal_part
 from optax_sam._devices import refuse_diverging
 from optax_sam._local import Averaged, Given, SubBatches, clean_only, transformation
 from optax_sam._passes import Passes
@@ -99,7 +99,6 @@ def _what_it_lacks(climbed: Tree, clean: Tree) -> Tree:
 
 def _as_long_as(tree: Tree, other: Tree, *, epsilon: float) -> Tree:
     """The tree, rescaled to the norm of the other; zero stays zero."""
-    unit = dual_vector(tree)
-    norm, length = dot(tree, unit), dot(other, dual_vector(other))
+    unit, norm, length = dual_vector(tree), two_norm(tree), two_norm(other)
     length = length / (1 + epsilon / jnp.where(norm > 0, norm, 1))
     return jax.tree.map(lambda u: length.astype(u.dtype) * u, unit)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam._ascent.dual import all_finite, widen
 from optax_sam._checks import check_leaves
 from optax_sam._climb import add_climb, cast_like
 from optax_sam._diagnostics import no_loss
@@ -19,6 +18,7 @@ from optax_sam._local import (
     transformation,
 )
 from optax_sam._passes import Passes
+from optax_sam._running import accumulate, nothing_yet
 from optax_sam._types import Ascent, Scalar, SharpnessAware, Tree
 
 
@@ -34,11 +34,13 @@ def one_full_pass(
     local: Local,
     next_state: Callable[[Any, Tree, Tree], Any],
     sub_batches: SubBatches,
+    loss_of: Callable[[Any], Any] = lambda value_fn: value_fn,
 ) -> SharpnessAware:
     """A method from its local part, which takes all gradients that it needs itself.
 
     `local` returns a pair of gradients: the one that comes out, and the one whose
-    average `next_state(state, gradient, params)` is made from.
+    average `next_state(state, gradient, params)` is made from. `loss_of` makes the
+    loss that is differentiated out of the user's.
     """
 
     def init(params: Tree) -> OneFullPassState:
@@ -46,7 +48,7 @@ def one_full_pass(
 
     def step(given: Given, state: OneFullPassState) -> tuple[Tree, OneFullPassState]:
         check_leaves(given.params, given.params)
-        given = given._replace(updates=None)
+        given = given._replace(updates=None, value_fn=loss_of(given.value_fn))
         if not given.climb:
             return sub_batches.average(clean_only, given, None)[1], state
         (value, _), (out, seen) = sub_batches.average(local, given, state.ascent)
@@ -87,8 +89,7 @@ def climb_against_momentum(
     """The gradient after a climb along minus the momentum of what came out."""
 
     def init(params: Tree) -> MomentumState:
-        nothing = jax.tree.map(lambda p: jnp.zeros_like(widen(p)), params)
-        return MomentumState(nothing, ascent.init(params))
+        return MomentumState(nothing_yet(params), ascent.init(params))
 
     def local(passes: Passes, state: MomentumState) -> Averaged:
         here, ahead = passes.params, jax.tree.map(jnp.negative, state.momentum)
@@ -98,13 +99,7 @@ def climb_against_momentum(
         return (value, None), (gradient, gradient)
 
     def next_state(state: MomentumState, gradient: Tree, params: Tree) -> MomentumState:
-        finite = all_finite(gradient)
-        kept = jnp.where(finite, decay, 1)
-        momentum = jax.tree.map(
-            lambda v, g: (kept * v + jnp.where(finite, g, 0)).astype(v.dtype),
-            state.momentum,
-            gradient,
-        )
+        momentum, _ = accumulate(state.momentum, gradient, decay, 1)
         return MomentumState(momentum, ascent.update(gradient, state.ascent, params)[1])
 
     return one_full_pass(init, local, next_state, sub_batches)

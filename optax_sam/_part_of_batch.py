@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -40,7 +41,6 @@ def descend_where_loss_rose(
 
     The loss function returns one loss for each.
     """
-    inner = replace(sub_batches, has_aux=True)
 
     def local(passes: Passes, state: Any) -> Averaged:
         clean, last = passes.clean(), passes
@@ -53,24 +53,10 @@ def descend_where_loss_rose(
         gradient = cast_like(gradient, clean.gradient)
         return (value, None), (gradient, clean.gradient)
 
-    tx = one_full_pass(climber.ascent.init, local, climber.next_state, inner)
-
-    def update(
-        updates: Tree,
-        state: Any,
-        params: Tree | None = None,
-        *,
-        value_fn: Callable[..., Any] | None = None,
-        **extra_args: Any,
-    ) -> tuple[Tree, Any]:
-        if value_fn is not None:
-            value_fn = mean_and_losses(value_fn, sub_batches.has_aux)
-        out: tuple[Tree, Any] = tx.update(
-            updates, state, params, value_fn=value_fn, **extra_args
-        )
-        return out
-
-    return SharpnessAware(tx.init, update)
+    loss_of = partial(mean_and_losses, has_aux=sub_batches.has_aux)
+    inner = replace(sub_batches, has_aux=True)
+    next_state = climber.next_state
+    return one_full_pass(climber.ascent.init, local, next_state, inner, loss_of)
 
 
 def mean_and_losses(losses_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:

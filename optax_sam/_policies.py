@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam._checks import check_k, known
-from optax_sam._sub_batches import typed_key
+from optax_sam._sub_batches import own_key
 from optax_sam._types import Scalar, SharpnessAware, Tree
 
 
@@ -95,7 +95,7 @@ def with_probability(tx: SharpnessAware, p: Any, key: jax.Array) -> SharpnessAwa
         now = p(step) if callable(p) else p
         return jax.random.uniform(jax.random.fold_in(key, step)) < now
 
-    return _policy(tx, throw, typed_key(key))
+    return _policy(tx, throw, key)
 
 
 def only_last(tx: SharpnessAware, start: Scalar) -> SharpnessAware:
@@ -146,7 +146,7 @@ def _policy(
         )
 
     def init(params: Tree) -> PolicyState:
-        own = None if key is None else jax.random.clone(key)
+        own = None if key is None else own_key(key)
         return PolicyState(jnp.zeros([], jnp.int32), own, tx.init(params))
 
     def update(

@@ -28,9 +28,12 @@ def is_key(x: Any) -> bool:
     return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def typed_key(key: jax.Array) -> jax.Array:
-    """The key, typed (a raw one is wrapped): only typed ones are told from data."""
-    return key if is_key(key) else jax.random.wrap_key_data(key)
+def own_key(key: jax.Array) -> jax.Array:
+    """A copy of the key, for a state that may be donated.
+
+    It is typed (a raw one is wrapped): only typed ones are told from data.
+    """
+    return jax.random.clone(key if is_key(key) else jax.random.wrap_key_data(key))
 
 
 def is_lone_key(x: Any) -> bool:

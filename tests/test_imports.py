@@ -26,6 +26,7 @@ LEVELS = [
         "_passes",
         "_diagnostics",
         "_climb",
+        "_running",
     }
     | {"_lanczos", "_ascent.dual", "_ascent.radius"},
     {"_sharpness_aware", "_value_and_grad", "_m_sharpness", "_local", "_policies"}

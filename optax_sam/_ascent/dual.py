@@ -33,14 +33,10 @@ def widen(x: Any) -> jax.Array:
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
-def all_finite(tree: Tree) -> jax.Array:
-    """Whether no entry is infinite or NaN.
-
-    An average that has once seen NaN holds it for ever, and every climb along it
-    would be zero.
-    """
-    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
-    return jnp.all(jnp.asarray([True, *leaves]))
+def dot(a: Tree, b: Tree) -> jax.Array:
+    """The inner product of two trees, in at least float32."""
+    products = jax.tree.map(lambda x, y: jnp.sum(widen(x) * widen(y)), a, b)
+    return jnp.asarray(sum(jax.tree.leaves(products), jnp.zeros([])))
 
 
 def _total(tree: Tree, axis_name: AxisName | None) -> Any:
@@ -136,3 +132,8 @@ def dual_vector(
     shape = jax.tree.map(_profile(order), unit)
     norm = _norm(shape, order, usable, axis_name)
     return jax.tree.map(lambda v: v / norm.astype(v.dtype), shape)
+
+
+def two_norm(tree: Tree) -> jax.Array:
+    """The 2-norm of the whole tree, in at least float32."""
+    return dot(tree, dual_vector(tree))  # <g, g / |g|>: no square that could overflow

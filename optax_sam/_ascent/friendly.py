@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam._ascent.dual import all_finite, widen
+from optax_sam._ascent.dual import widen
 from optax_sam._checks import fill, known, matching
+from optax_sam._running import accumulate, nothing_yet
 from optax_sam._types import Ascent, Scalar, Tree
 
 
@@ -58,8 +59,8 @@ def friendly_ascent(
         raise ValueError(f"lmbda must lie in [0, 1), got lmbda = {lmbda}.")
 
     def init(params: Tree) -> FriendlyAscentState:
-        zeros = jax.tree.map(lambda p: jnp.zeros_like(widen(p)), params)
-        return FriendlyAscentState(zeros, jnp.zeros([], jnp.int32), ascent.init(params))
+        count = jnp.zeros([], jnp.int32)
+        return FriendlyAscentState(nothing_yet(params), count, ascent.init(params))
 
     def update(
         updates: Tree, state: FriendlyAscentState, params: Tree | None = None
@@ -69,14 +70,8 @@ def friendly_ascent(
             lambda g, m: (widen(g) - sigma * m).astype(g.dtype), updates, average
         )
         climb, inner = ascent.update(noise, state.ascent, params)
-        finite = all_finite(updates)
-        decay = jnp.where(finite, jnp.where(state.step == 0, 0, lmbda), 1)
-
-        def average_in(g: Any, m: Any) -> Any:
-            g = jnp.where(finite, widen(g), 0)
-            return (decay * m + (1 - decay) * g).astype(m.dtype)
-
-        new = jax.tree.map(average_in, updates, average)
+        decay = jnp.where(state.step == 0, 0, lmbda)
+        new, finite = accumulate(average, updates, decay, 1 - decay)
         step = jnp.where(finite, optax.safe_increment(state.step), state.step)
         return climb, FriendlyAscentState(fill(state.average, new), step, inner)
 

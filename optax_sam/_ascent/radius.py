@@ -1,6 +1,5 @@
 """How far: rho as a number, a traced array or a schedule of the step."""
 
-import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam._checks import check_floats
+from optax_sam._checks import check_floats, known
 from optax_sam._types import Ascent, Rho, Tree
 
 Direction = Callable[[Tree, Tree], Tree]
@@ -16,7 +15,7 @@ Direction = Callable[[Tree, Tree], Tree]
 
 def check_rho(rho: Any) -> None:
     """Refuse a negative or undefined radius where it is known in Python."""
-    if isinstance(rho, numbers.Real) and not float(rho) >= 0:
+    if known(rho) and not float(rho) >= 0:
         raise ValueError(
             f"rho must be non-negative, got rho = {rho}: it is the radius of the ball "
             f"to climb in. To descend, negate the updates of what stands behind SAM."

@@ -8,7 +8,7 @@ import optax
 
 from optax_sam._ascent.dual import dual_vector, widen
 from optax_sam._ascent.radius import check_rho, scale_to
-from optax_sam._sub_batches import typed_key
+from optax_sam._sub_batches import own_key
 from optax_sam._types import Ascent, Rho, Tree
 
 
@@ -55,9 +55,7 @@ def random_ascent(rho: Rho, key: jax.Array) -> Ascent:
 
     def init(params: Tree) -> RandomAscentState:
         del params
-        # A copy: the state may be donated, and `init` called again.
-        own = jax.random.clone(typed_key(key))
-        return RandomAscentState(own, jnp.zeros([], jnp.int32))
+        return RandomAscentState(own_key(key), jnp.zeros([], jnp.int32))
 
     def update(
         updates: Tree, state: RandomAscentState, params: Tree | None = None

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam._sub_batches import typed_key
+from optax_sam._sub_batches import own_key
 from optax_sam._types import Ascent, Tree
 
 
@@ -25,8 +25,8 @@ def some_leaves(ascent: Ascent, beta: float, key: jax.Array) -> Ascent:
     """
 
     def init(params: Tree) -> SomeLeavesState:
-        own = jax.random.clone(typed_key(key))
-        return SomeLeavesState(own, jnp.zeros([], jnp.int32), ascent.init(params))
+        count = jnp.zeros([], jnp.int32)
+        return SomeLeavesState(own_key(key), count, ascent.init(params))
 
     def update(
         updates: Tree, state: SomeLeavesState, params: Tree | None = None
@@ -38,8 +38,7 @@ def some_leaves(ascent: Ascent, beta: float, key: jax.Array) -> Ascent:
         pairs = zip(kept, leaves, strict=True)
         some = [jnp.where(a, x / beta, 0) for a, x in pairs]
         step = optax.safe_increment(state.step)
-        return jax.tree.unflatten(structure, some), SomeLeavesState(
-            state.key, step, inner
-        )
+        new = SomeLeavesState(state.key, step, inner)
+        return jax.tree.unflatten(structure, some), new
 
     return optax.GradientTransformation(init, update)

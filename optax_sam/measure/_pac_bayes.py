@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optax_sam._checks import known
+
 
 def pac_bayes_term(
     *,
@@ -58,9 +60,9 @@ def pac_bayes_term(
             f"The bound needs at least 2 examples and 1 parameter, but was given "
             f"num_examples={num_examples} and num_params={num_params}."
         )
-    if isinstance(rho, float | int) and not rho > 0:
+    if known(rho) and not rho > 0:
         raise ValueError(f"The bound needs a positive rho, got rho={rho}.")
-    if isinstance(delta, float | int) and not 0 < delta < 1:
+    if known(delta) and not 0 < delta < 1:
         raise ValueError(
             f"delta is the probability that the bound fails, between 0 and 1, but was "
             f"{delta}. Write delta=0.05 for a bound that holds with 95 %."
