@@ -29,13 +29,13 @@ import itertools
 import json
 import re
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import hlo
 import jax
 import jax.numpy as jnp
 import methods
@@ -404,22 +404,12 @@ def shape(x, sharding) -> jax.ShapeDtypeStruct:
 
 def all_reduces_in(text: str) -> float:
     """Of an HLO module; in loops with their trips, in branches with their shares."""
-    bodies, entry, name = {}, None, None
-    for line in text.splitlines():
-        if head := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
-            name = head[2]
-            entry = name if head[1] else entry
-            bodies[name] = []
-        elif name:
-            bodies[name].append(line)
+    bodies, entry = hlo.computations(text)
 
     def of(name: str) -> float:
         total = 0.0
         for line in bodies[name]:
-            loop = re.search(
-                r" while\(.*body=%?([\w.\-]+)(?:.*known_trip_count\D*(\d+))?", line
-            )
-            if loop:
+            if loop := hlo.LOOP.search(line):
                 total += float(loop[2] or "inf") * of(loop[1])
             elif branches := re.search(BRANCHES, line):
                 stays, climbs = branches[1] or branches[4], branches[2] or branches[3]
@@ -427,8 +417,7 @@ def all_reduces_in(text: str) -> float:
             elif re.search(r" all-reduce(?:-start)?\(", line):
                 total += 1
             else:
-                called = re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", line)
-                total += sum(map(of, called))
+                total += sum(map(of, hlo.CALLS.findall(line)))
         return total
 
     return of(entry)
@@ -571,21 +560,13 @@ def print_tables(result: dict, console: Console) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--smoke", action="store_true", help="tiny, for CI")
+    parser = report.parser(__doc__, "cost.json")
     parser.add_argument("--only", choices=("counts", "times"), help="one of the parts")
-    parser.add_argument("--redraw", action="store_true", help="print what was measured")
-    parser.add_argument("--out", type=Path, help="folder (default benchmarks/results)")
-    options = parser.parse_args()
-    if options.out is None:
-        options.out = Path(tempfile.mkdtemp()) if options.smoke else report.RESULTS
+    options = report.parse(parser)
     path, console = options.out / "cost.json", Console()
     if not console.is_terminal:
         console = Console(width=130)
     if not options.redraw:
-        options.out.mkdir(parents=True, exist_ok=True)
         measure(options, path)
     print_tables(json.loads(path.read_text(encoding="utf-8")), console)
     console.print(f"Wrote {path}")

@@ -13,10 +13,8 @@ in half precision, and for those with `climb_dtype=float32`. Writes half_precisi
 takes a minute.
 """
 
-import argparse
 import time
 import warnings
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -106,17 +104,11 @@ def print_table(rows: list[dict], console: Console) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--smoke", action="store_true", help="the smallest, for CI")
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
-    options = parser.parse_args()
+    options = report.parse(report.parser(__doc__))
     start = time.perf_counter()
     cases = CASES[:1] if options.smoke else CASES
     rows = [measure(kind, *case) for case in cases for kind in KINDS]
     print_table(rows, Console())
-    options.out.mkdir(parents=True, exist_ok=True)
     seconds = time.perf_counter() - start
     result = {**report.provenance(), "seconds": seconds, "rows": rows}
     report.write_json(options.out / "half_precision.json", result)

@@ -16,7 +16,6 @@ three minutes on two cores.
 import argparse
 import dataclasses
 import json
-import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -497,33 +496,15 @@ def tiny(comparison: Comparison) -> Comparison:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.parser(__doc__, "label_noise.json")
     names = list(dict.fromkeys(c.task.name for c in COMPARISONS))
     parser.add_argument("--tasks", nargs="+", choices=names, default=names)
     parser.add_argument(
         "--seeds", type=parse_seeds, help=f"as 0-9 or 1,5,7 (default {SEEDS})"
     )
-    parser.add_argument(
-        "--out", type=Path, help="the folder to write to (default benchmarks/results)"
-    )
-    parser.add_argument(
-        "--smoke",
-        action="store_true",
-        help="the whole path on tiny sizes in seconds, written to a temporary folder",
-    )
-    parser.add_argument(
-        "--redraw",
-        action="store_true",
-        help="print and draw what label_noise.json in --out holds; train nothing",
-    )
-    options = parser.parse_args()
+    options = report.parse(parser)
     if options.seeds is None:
         options.seeds = parse_seeds("0-1" if options.smoke else SEEDS)
-    if options.out is None:
-        temporary = options.smoke and not options.redraw
-        options.out = Path(tempfile.mkdtemp()) if temporary else report.RESULTS
     return options
 
 

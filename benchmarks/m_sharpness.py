@@ -11,7 +11,6 @@ seeds. Training, validation and test images are drawn anew for each seed. Writes
 m_sharpness.json and m_sharpness.png; takes a few minutes on two cores.
 """
 
-import argparse
 import itertools
 import json
 import time
@@ -212,14 +211,9 @@ def picture(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.parser(__doc__, "m_sharpness.json")
     parser.add_argument("--seeds", default=SEEDS, help="FIRST-LAST")
-    parser.add_argument("--smoke", action="store_true", help="tiny, for CI")
-    parser.add_argument("--redraw", action="store_true", help="from the JSON")
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
-    options = parser.parse_args()
+    options = report.parse(parser)
     if options.redraw:
         old = json.loads((options.out / "m_sharpness.json").read_text())
         rhos = {int(m): tuple(of_m) for m, of_m in old["rhos"].items()}
@@ -241,7 +235,6 @@ def main() -> None:
         runs = train_all(optimizers, rhos, epochs, list(seeds), progress)
     rows = summarize(runs, rhos)
     print_table(rows, console)
-    options.out.mkdir(parents=True, exist_ok=True)
     result = {
         **report.provenance(),
         "seconds": time.perf_counter() - start,

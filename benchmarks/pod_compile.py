@@ -43,6 +43,7 @@ import sys
 import time
 from pathlib import Path
 
+import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -223,11 +224,8 @@ def is_padded(name: str, copies: dict[str, str]) -> bool:
 
 def lines(text: str):
     """Every line of the program, with the name of the computation it stands in."""
-    computation = ""
-    for line in text.splitlines():
-        head = re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line)
-        computation = head[1] if head else computation
-        yield computation, line
+    bodies, _ = hlo.computations(text)
+    return ((name, line) for name, body in bodies.items() for line in body)
 
 
 def computations_in_loops(text: str) -> set[str]:

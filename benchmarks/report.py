@@ -1,11 +1,13 @@
 """How the benchmarks show what they found: progress, statistics, JSON, colours."""
 
+import argparse
 import importlib.metadata
 import json
 import os
 import platform
 import re
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,6 +40,38 @@ STYLES = {
     "ASAM": {"color": "#e69f00", "ls": "-"},
     "m-SAM": {"color": "#009e73", "ls": "-"},
 }
+
+
+def parser(description: str, result: str | None = None) -> argparse.ArgumentParser:
+    """The options that scripts share: where to write, and how much to do."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "--out", type=Path, help="the folder to write to (default benchmarks/results)"
+    )
+    made.add_argument(
+        "--smoke",
+        action="store_true",
+        help="the whole path on tiny sizes in seconds, written to a temporary folder",
+    )
+    if result is not None:
+        made.add_argument(
+            "--redraw",
+            action="store_true",
+            help=f"show what {result} in --out holds; measure nothing",
+        )
+    return made
+
+
+def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options given; a smoke run leaves the committed results alone."""
+    options = made.parse_args()
+    if options.out is None:
+        temporary = options.smoke and not getattr(options, "redraw", False)
+        options.out = Path(tempfile.mkdtemp()) if temporary else RESULTS
+    options.out.mkdir(parents=True, exist_ok=True)
+    return options
 
 
 def progress_bar() -> Progress:

@@ -29,7 +29,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -548,7 +547,7 @@ def alphas(bench: Bench) -> list[dict]:
 
 
 def main() -> None:
-    options = parse_options()
+    options = report.parse(report.parser(__doc__, "which_method.json"))
     path = options.out / "which_method.json"
     console = Console()
     if not console.is_terminal:
@@ -584,30 +583,6 @@ def tiny(grid: Grid) -> Grid:
     )
     small = {"base": ((0.03, 0.01), (0.03, 0.02)), "family": ((0.03, 0.02),)}
     return dataclasses.replace(grid, task=task, epochs=2, **small)
-
-
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, help="the folder to write to (default benchmarks/results)"
-    )
-    parser.add_argument(
-        "--smoke",
-        action="store_true",
-        help="the whole path on tiny sizes in seconds, written to a temporary folder",
-    )
-    parser.add_argument(
-        "--redraw",
-        action="store_true",
-        help="print and draw what which_method.json in --out holds; train nothing",
-    )
-    options = parser.parse_args()
-    if options.out is None:
-        temporary = options.smoke and not options.redraw
-        options.out = Path(tempfile.mkdtemp()) if temporary else report.RESULTS
-    return options
 
 
 if __name__ == "__main__":

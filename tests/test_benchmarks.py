@@ -6,22 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import evaluation
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import label_noise
 import numpy as np
 import pytest
+import report
+import tasks
+import training
+from training import Kind, Settings
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import evaluation  # noqa: E402
-import label_noise  # noqa: E402
-import report  # noqa: E402
-import tasks  # noqa: E402
-import training  # noqa: E402
-from training import Kind, Settings  # noqa: E402
-
 REPORTED = json.loads((report.RESULTS / "label_noise.json").read_text(encoding="utf-8"))
 
 

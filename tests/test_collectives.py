@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
+import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,8 +35,6 @@ KINDS = (
     "collective-permute",
 )
 OPERATION = re.compile(rf" ({'|'.join(KINDS)})(?:-start)?\(.*replica_groups=(.*)")
-LOOP = re.compile(r" while\(.*body=%?([\w.\-]+)(?:.*known_trip_count\D*(\d+))?")
-CALLS = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
 
 
 class Collective(NamedTuple):
@@ -48,23 +47,16 @@ class Collective(NamedTuple):
 
 def collectives(text):
     """The collectives of an HLO module; loops of unknown length are endless."""
-    bodies, entry, name = {}, None, None
-    for line in text.splitlines():
-        if head := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
-            name = head[2]
-            entry = name if head[1] else entry
-            bodies[name] = []
-        elif name:
-            bodies[name].append(line)
+    bodies, entry = hlo.computations(text)
 
     def walk(name, times):
         for line in bodies[name]:
-            if loop := LOOP.search(line):
+            if loop := hlo.LOOP.search(line):
                 yield from walk(loop[1], times * float(loop[2] or "inf"))
             elif found := OPERATION.search(line):
                 yield Collective(found[1], times, groups_of(found[2]))
             else:
-                for called in CALLS.findall(line):
+                for called in hlo.CALLS.findall(line):
                     yield from walk(called, times)
 
     return list(walk(entry, 1))

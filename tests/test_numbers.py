@@ -4,10 +4,10 @@ The oracle of every climb is NumPy, which rounds as the hardware does (ml_dtypes
 """
 
 import json
-import sys
 import time
 from pathlib import Path
 
+import half_precision
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +20,6 @@ import optax_sam
 from optax_sam import adaptive_ascent, asam, m_sam, sam, steepest_ascent
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import half_precision  # noqa: E402
-
 RHO = 0.05
 HALF = pytest.mark.filterwarnings("ignore:.*half precision")
 rng = np.random.default_rng(0)

@@ -128,5 +128,7 @@ def test_one_process_has_the_same_numbers(uninterrupted, tmp_path):
 def test_only_process_0_prints(uninterrupted):
     _, (first, second) = uninterrupted
     assert "8 devices (cpu) in 2 processes" in first
-    # Gloo itself announces the connection.
-    assert all("Gloo" in line for line in second.splitlines())
+    # Gloo's own lines, cut anywhere: its threads write at the same time.
+    ours = [line for line in first.splitlines() if "Gloo" not in line]
+    assert len(ours) > 5
+    assert not set(ours) & set(second.splitlines())

@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+import pages
 import pytest
 
 import optax_sam
@@ -22,12 +23,6 @@ def text():
     return README.read_text(encoding="utf-8")
 
 
-def python_blocks():
-    """The code of every ```python block, moved down to the line where it stands."""
-    blocks = re.finditer(r"^```python\n(.*?)^```$", text(), re.MULTILINE | re.DOTALL)
-    return ["\n" * text()[: block.start(1)].count("\n") + block[1] for block in blocks]
-
-
 def public_names():
     items = vars(optax_sam).items()
     return sorted(n for n, x in items if n[0] != "_" and not inspect.ismodule(x))
@@ -35,16 +30,14 @@ def public_names():
 
 def test_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # what they write stays out of the checkout
-    namespace = {"__name__": "__main__"}
-    for block in python_blocks():
-        exec(compile(block, str(README), "exec"), namespace)
+    pages.run(README)
 
 
 def test_both_doors_are_shown():
-    code = "\n".join(python_blocks())
+    code = "\n".join(pages.blocks(README))
     for needed in ("value_fn=", "optax.chain(optax_sam.", "optax_sam.value_and_grad("):
         assert needed in code
-    assert len(python_blocks()) > 2
+    assert len(pages.blocks(README)) > 2
 
 
 def test_every_fence_is_closed():
