@@ -12,9 +12,9 @@ def blocks(page):
     return ["\n" * text[: block.start(1)].count("\n") + block[1] for block in found]
 
 
-def run(page):
+def run(page, **names):
     """The names that exist when all blocks have run, from top to bottom."""
-    namespace = {"__name__": "__main__"}
+    namespace = {"__name__": "__main__", **names}
     for code in blocks(page):
         exec(compile(code, str(page), "exec"), namespace)
     return namespace

@@ -1,0 +1,63 @@
+"""What MkDocs leaves to us: pictures, links into the repository, formulas.
+
+Nothing is fetched, neither while the site is built nor while it is read: formulas
+become MathML, which browsers draw themselves.
+"""
+
+import html
+import re
+import sys
+from pathlib import Path
+
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "benchmarks" / "results"
+REPOSITORY_LINK = re.compile(r"(?<=\]\()\.\./([^)\s]+)")
+FORMULA = re.compile(
+    r'<(span|div) class="arithmatex">(?:\\\((.*?)\\\)|\\\[(.*?)\\\])</\1>', re.DOTALL
+)
+
+
+def on_files(files, config):
+    """Add the pictures of the benchmarks, and those that the library draws now."""
+    for path in sorted(RESULTS.glob("*.png")):
+        files.append(
+            File.generated(config, f"results/{path.name}", abs_src_path=str(path))
+        )
+    for name, content in pictures().items():
+        files.append(File.generated(config, f"pictures/{name}", content=content))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Links out of docs/, which GitHub follows by itself, lead to GitHub."""
+    return REPOSITORY_LINK.sub(lambda found: target(found[1], page, config), markdown)
+
+
+def on_page_content(content, page, config, files):
+    """Formulas as MathML."""
+    return FORMULA.sub(lambda found: mathml(*found.groups()), content)
+
+
+def target(path, page, config):
+    if not (DOCS.parent / path.split("#")[0]).exists():
+        raise FileNotFoundError(f"{page.file.src_uri} links to ../{path}")
+    if path.startswith("benchmarks/results/") and path.endswith(".png"):
+        return path.removeprefix("benchmarks/")
+    return f"{config.extra['repository']}/blob/main/{path}"
+
+
+def mathml(_, inline, block):
+    tex = html.unescape(inline or block)
+    return convert(tex, display="inline" if inline else "block")
+
+
+def pictures():
+    sys.path.insert(0, str(DOCS))
+    try:
+        import pictures as drawn
+    finally:
+        sys.path.remove(str(DOCS))
+    return drawn.draw()

@@ -1,0 +1,82 @@
+"""The site builds without a warning, fetches nothing, and has what it should."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import optax_sam
+from optax_sam import measure, nnx, plot
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
+
+def public(module):
+    items = vars(module).items()
+    return {name for name, x in items if name[0] != "_" and not inspect.ismodule(x)}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the site; needs the extra `docs` and is not skipped without it."""
+    folder = tmp_path_factory.mktemp("site")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    assert "WARNING" not in built.stderr
+    return folder
+
+
+def page(site, name):
+    return (site / name / "index.html").read_text(encoding="utf-8")
+
+
+def test_every_public_name_is_in_the_api(site):
+    headings = set(re.findall(r'<h3 id="(optax_sam\.[\w.]+)"', page(site, "api")))
+    assert headings == {f"optax_sam.{name}" for name in public(optax_sam)}
+
+
+@pytest.mark.parametrize("module", [measure, plot])
+def test_every_name_of_the_optional_parts_is_in_the_api(site, module):
+    found = re.findall(rf'<h3 id="{module.__name__}\.(\w+)"', page(site, "api_extras"))
+    assert set(found) == public(module)
+
+
+def test_nnx_is_in_the_api(site):
+    assert f'<h3 id="{nnx.__name__}.value_and_grad"' in page(site, "api_extras")
+
+
+def test_nothing_is_fetched_when_a_page_is_read(site):
+    for path in site.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        sources = re.findall(r"<(?:script|img|iframe)[^>]* src=\"?([^\s\">]+)", text)
+        sources += re.findall(r"<link[^>]* rel=\"stylesheet\"[^>]*>", text)
+        assert not [source for source in sources if "//" in source], path.name
+
+
+def test_pictures_are_there(site):
+    pictures = {path.name for path in site.rglob("*.png")}
+    shown = {
+        Path(source).name
+        for path in site.rglob("*.html")
+        for source in re.findall(r'<img[^>]* src="([^"]+\.png)"', path.read_text())
+    }
+    assert {"one_step.png", "label_noise.png"} <= shown <= pictures
+
+
+def test_formulas_are_drawn_by_the_browser_itself(site):
+    for path in site.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        assert "arithmatex" not in text, path
+        assert ".. math" not in text, path
+    assert page(site, "api").count("<math") > 10
