@@ -15,11 +15,12 @@ a multiple of the base optimizer's step (SGD with momentum, AdamW for the decode
   under plain `jit` (one climb for all), and with one climb for each device
   (`axis_name=, mesh=`).
 - Time, against the base in adjacent turns of one run: the median of the paired ratios,
-  and the middle half of them. `optax.contrib.sam` (opaque mode) stands beside.
+  and the middle half of them. `optax.contrib.sam` (opaque mode) stands beside, and SAM
+  is timed against it too, in more turns.
 
 BatchNorm's averages are left out: only what a step computes is counted. Writes
-cost.json; about twenty minutes on two cores, a third of it to compile. `--only counts`
-or `--only times` leaves the other part as the file has it.
+cost.json; about twenty minutes on two cores, a third of it to compile. `--only counts`,
+`--only times` or `--only contrib` leaves the other parts as the file has them.
 """
 
 import argparse
@@ -48,15 +49,18 @@ from methods import BY_NAME, EVERY, Setting
 from optax import contrib
 from rich.console import Console
 from rich.table import Table
+from scipy import stats
 
 import optax_sam
 
 STEPS = 10  # each turn starts from the same state: a fifth of the steps climb in all
 ROUNDS = 9
+CONTRIB_ROUNDS = 45  # the one ratio that is to be known to a hundredth
 RHO, SUB_BATCHES = 0.05, 4
 DEVICES = 8
 CONTRIB = "optax.contrib.sam"
 NAMES = (*BY_NAME, CONTRIB)
+PARTS = ("counts", "times", "contrib")
 CLIMBS, STAYS = STEPS, 1  # steps on which all methods that skip do and do not climb
 #: The largest ratio to the base, in FLOPs.
 BARS = {
@@ -444,32 +448,53 @@ def turn(name: str, network: Network) -> Callable[[], float]:
 
 
 def timings(network: Network, names, rounds: int, tick) -> dict[str, dict]:
-    """Every method in turn with the base, and SAM with Optax's own."""
+    """Every method in turn with the base."""
     turns = {}
     for name in names:
         turns[name] = turn(name, network)
         tick(f"{network.name}: compiling {name}")
-    pairs = [(name, "base") for name in names if name != "base"] + [("SAM", CONTRIB)]
-    seconds: dict[tuple[str, str], list[tuple[float, float]]] = {p: [] for p in pairs}
+    seconds = {name: [] for name in names if name != "base"}
     for number in range(rounds):
-        for pair in pairs:
-            order = pair if number % 2 else pair[::-1]
-            found = {name: turns[name]() for name in order}
-            seconds[pair].append((found[pair[0]], found[pair[1]]))
+        for name, found in seconds.items():
+            found.append(in_turn(turns[name], turns["base"], number))
         tick(f"{network.name}: round {number + 1}")
-    rows = {}
-    for (name, other), found in seconds.items():
-        ratios = [a / b for a, b in found]
-        row = rows.setdefault(name, {})
-        row["over_contrib" if other == CONTRIB else "time"] = quartiles(ratios)
-        row["milliseconds"] = 1e3 / STEPS * statistics.median(a for a, _ in found)
-    base = [
-        b for (_, other), found in seconds.items() if other == "base" for _, b in found
-    ]
-    return {"base": {"milliseconds": 1e3 / STEPS * statistics.median(base)}, **rows}
+    base = [other for found in seconds.values() for _, other in found]
+    return {"base": {"milliseconds": milliseconds(base)}} | {
+        name: {
+            "time": quartiles(found),
+            "milliseconds": milliseconds([own for own, _ in found]),
+        }
+        for name, found in seconds.items()
+    }
 
 
-def quartiles(ratios: list[float]) -> dict:
+def against_contrib(network: Network, rounds: int, tick) -> dict[str, dict]:
+    """SAM in turn with Optax's own."""
+    ours, theirs = turn("SAM", network), turn(CONTRIB, network)
+    found = []
+    for number in range(rounds):
+        found.append(in_turn(ours, theirs, number))
+        tick(f"{network.name}: SAM and {CONTRIB}")
+    over = quartiles(found)
+    of_median = stats.bootstrap((over["ratios"],), np.median, rng=0)
+    over["interval"] = list(of_median.confidence_interval)  # 95 %
+    return {"SAM": {"over_contrib": over}}
+
+
+def in_turn(first, second, number: int) -> tuple[float, float]:
+    """The seconds of both, one right after the other; every other time the reverse."""
+    if number % 2:
+        return first(), second()
+    other = second()
+    return first(), other
+
+
+def milliseconds(seconds: list[float]) -> float:
+    return 1e3 / STEPS * statistics.median(seconds)
+
+
+def quartiles(found: list[tuple[float, float]]) -> dict:
+    ratios = [a / b for a, b in found]
     low, median, high = np.percentile(ratios, [25, 50, 75])
     return {"median": median, "middle_half": (low, high), "ratios": ratios}
 
@@ -506,7 +531,7 @@ def missed(result: dict) -> list[str]:
             if name in rows and rows[name]["flops"] > bar:
                 found.append(f"{network}, {name}: {rows[name]['flops']:.3f} > {bar}")
         over = rows.get("SAM", {}).get("over_contrib")
-        if result["bars"] and over and over["middle_half"][0] > 1:
+        if result["bars"] and over and over["interval"][0] > 1:
             found.append(f"{network}: SAM {over['median']:.3f} times {CONTRIB}")
     return found
 
@@ -545,7 +570,7 @@ def print_tables(result: dict, console: Console) -> None:
             )
         console.print(table)
         if over := rows["SAM"].get("over_contrib"):
-            low, high = over["middle_half"]
+            low, high = over["interval"]
             console.print(
                 f"SAM takes {over['median']:.3f} ({low:.3f} to {high:.3f}) times as "
                 f"long as {CONTRIB}; "
@@ -561,7 +586,7 @@ def print_tables(result: dict, console: Console) -> None:
 
 def main() -> None:
     parser = report.parser(__doc__, "cost.json")
-    parser.add_argument("--only", choices=("counts", "times"), help="one of the parts")
+    parser.add_argument("--only", choices=PARTS, help="one of the parts")
     options = report.parse(parser)
     path, console = options.out / "cost.json", Console()
     if not console.is_terminal:
@@ -575,34 +600,39 @@ def main() -> None:
 def measure(options: argparse.Namespace, path: Path) -> None:
     """Written after each network, so that what is there can be looked at."""
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    chosen, names, rounds, bars = networks(), NAMES, ROUNDS, BARS
+    chosen, names, bars = networks(), NAMES, BARS
+    rounds, contrib_rounds = ROUNDS, CONTRIB_ROUNDS
     scanned = chosen[-1]
     if options.smoke:
         *chosen, scanned = tiny_networks()
-        names, rounds, bars = ("base", "SAM", "LookSAM", CONTRIB), 2, {}
+        names, bars = ("base", "SAM", "LookSAM", CONTRIB), {}
+        rounds, contrib_rounds = 2, 3
+    parts = [options.only] if options.only else PARTS
     old = json.loads(path.read_text(encoding="utf-8")) if options.only else {}
     rows = old.get("networks") or {n.name: {m: {} for m in names} for n in chosen}
     found = {"steps": STEPS, "rounds": rounds, "bars": bars, "networks": rows}
     with report.progress_bar() as progress:
         # One tick for each method counted, one for each compiled, one for each round.
-        work = {"counts": len(names), "times": len(names) + rounds}
-        total = work[options.only] if options.only else sum(work.values())
-        bar = progress.add_task("", total=len(chosen) * total)
+        work = {
+            "counts": len(names),
+            "times": len(names) + rounds,
+            "contrib": contrib_rounds,
+        }
+        bar = progress.add_task("", total=len(chosen) * sum(work[p] for p in parts))
 
         def tick(text: str) -> None:
             progress.update(bar, advance=1, description=text)
 
-        for network in chosen:
-            parts = []
-            if options.only != "times":
-                sharded = network is chosen[0]
-                parts.append(counts(network, names, sharded, tick))
-            if options.only != "counts":
-                parts.append(timings(network, names, rounds, tick))
-            for part, name in itertools.product(parts, names):
-                rows[network.name][name].update(part[name])
+        do = {
+            "counts": lambda n: counts(n, names, n is chosen[0], tick),
+            "times": lambda n: timings(n, names, rounds, tick),
+            "contrib": lambda n: against_contrib(n, contrib_rounds, tick),
+        }
+        for network, part in itertools.product(chosen, parts):
+            for name, row in do[part](network).items():
+                rows[network.name][name].update(row)
             report.write_json(path, {**old, **report.provenance(), **found})
-    if options.only != "times":
+    if "counts" in parts:
         found["over_unrolled"] = check_unrolled(scanned)
     report.write_json(path, {**old, **report.provenance(), **found})
 
