@@ -9,15 +9,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot as plt
 import optax
 
 import optax_sam
 from optax_sam import measure, plot
 
 jax.config.update("jax_platforms", "cpu")
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 # Okabe and Ito's colours that stand out from the maps of `optax_sam.plot`.
 CLIMB, UP_THERE, SAM, PLAIN = "#D55E00", "#CC79A7", "white", "black"
