@@ -1,6 +1,9 @@
 """docs/claims.md: every test and every result that it names exists."""
 
+import itertools
+import json
 import re
+import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -13,7 +16,7 @@ def text():
 
 
 def test_named_tests_exist():
-    named = re.findall(r"\[(tests/\w+\.py)::(\w+)\]\(\.\./(\S+)\)", text())
+    named = re.findall(r"\[(tests/\w+\.py)::(\w+)\]\(\.\./([^)\s]+)\)", text())
     assert len(named) > 10
     for file, name, target in named:
         assert file == target
@@ -21,7 +24,7 @@ def test_named_tests_exist():
 
 
 def test_named_results_exist():
-    named = re.findall(r"\[(\S+\.json)\]\(\.\./(\S+)\)", text())
+    named = re.findall(r"\[(\S+\.json)\]\(\.\./([^)\s]+)\)", text())
     assert named
     for name, target in named:
         assert (ROOT / target).exists(), target
@@ -39,3 +42,82 @@ def test_every_row_has_a_verdict_and_a_reference():
         assert len(row) == 4, row
         assert row[2].startswith(VERDICTS), row[2]
         assert row[3]
+
+
+# --- Every number of our own is that of a result -------------------------------------
+
+
+def result(name):
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def shares():
+    for method in result("which_method")["methods"]:
+        low, high = method["share_interval"]
+        yield f"{100 * method['share']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def with_errors():
+    """All differences with their standard errors, as they would be written here."""
+    methods = result("which_method")["methods"]
+    pairs = [m[k] for m in methods for k in ("gain", "gain_over_best_length")]
+    pairs += [row["gain"] for row in result("m_sharpness")["summary"] if row["gain"]]
+    return {f"{mean:+.2f} ± {error:.2f}" for mean, error in [*pairs, *differences()]}
+
+
+def runs():
+    comparisons = result("label_noise")["comparisons"]
+    return [[method["runs"] for method in one["methods"]] for one in comparisons]
+
+
+def differences():
+    """In accuracy, seed by seed, of any two methods that were compared."""
+    for comparison in runs():
+        for one, other in itertools.permutations(comparison, 2):
+            both = zip(one, other, strict=True)
+            apart = [b["test_accuracy"] - a["test_accuracy"] for a, b in both]
+            yield statistics.mean(apart), statistics.stdev(apart) / len(apart) ** 0.5
+
+
+def sharpnesses():
+    for one in itertools.chain(*runs()):
+        yield f"{statistics.mean(run['lambda_max_held_out'] for run in one):.2f}"
+        yield f"{statistics.mean(run['worst_case_held_out'] for run in one):.3f}"
+
+
+def found(pattern):
+    numbers = set(re.findall(pattern, text()))
+    assert numbers
+    return numbers
+
+
+def test_shares_are_those_of_the_results():
+    assert found(r"-?\d+ % \(-?\d+ to -?\d+\)") <= set(shares())
+
+
+def test_means_and_errors_are_those_of_the_results():
+    assert found(r"[+-]?\d+\.\d+ ± \d+\.\d+") <= with_errors()
+
+
+def test_sharpnesses_are_those_of_the_results():
+    pairs = found(r"(?<!± )\b(\d+\.\d{2,3}) (?:to|against) (\d+\.\d{2,3})")
+    assert len(pairs) > 5
+    assert {number for pair in pairs for number in pair} <= set(sharpnesses())
+
+
+def test_the_base_has_most_of_the_accuracy():
+    """What a share of the accuracy would say of doing nothing."""
+    of = {(m["task"], m["method"]): m for m in result("which_method")["methods"]}
+    for task, percent in (("digits", "95 %"), ("mnist", "97 %")):
+        base, sam = (of[task, name]["test_accuracy"][0] for name in ("base", "SAM"))
+        assert f"{100 * base / sam:.0f} %" == percent
+
+
+def test_the_range_of_rho_is_that_of_the_results():
+    methods = result("which_method")["methods"]
+    rhos = sorted(method["rho"] for method in methods if method["rho"])
+    assert f"anything from {rhos[0]:g} to {rhos[-1]:g}" in text()
+    best = {m["rho"] for m in methods if m["method"] == "SAM"}
+    assert f"For SAM on these tasks {best.pop():g} was best" in text()
+    assert not best
