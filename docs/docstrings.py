@@ -30,7 +30,7 @@ def formula(tex):
 
 
 def aligned(tex):
-    return rf"\begin{{aligned}} {tex} \end{{aligned}}"
+    return rf"\begin{{align*}} {tex} \end{{align*}}"
 
 
 def one_line(text):
