@@ -82,8 +82,9 @@ def differences():
 
 def sharpnesses():
     for one in itertools.chain(*runs()):
-        yield f"{statistics.mean(run['lambda_max_held_out'] for run in one):.2f}"
-        yield f"{statistics.mean(run['worst_case_held_out'] for run in one):.3f}"
+        for key in ("lambda_max_held_out", "worst_case_held_out"):
+            mean = statistics.mean(run[key] for run in one)
+            yield from (f"{mean:.2f}", f"{mean:.3f}")
 
 
 def found(pattern):
