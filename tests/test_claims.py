@@ -1,4 +1,7 @@
-"""docs/claims.md: every test and every result that it names exists."""
+"""docs/claims.md: every test and every result that it names exists, and says that.
+
+Two of its tables are written from results: `python tests/test_claims.py`.
+"""
 
 import itertools
 import json
@@ -8,7 +11,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "claims.md"
-VERDICTS = ("holds", "does not hold", "cannot be tested here", "unclear")
+MEASURED = {"agrees": "holds", "disagrees": "does not hold", "not run": "not run"}
+SIDE_BY_SIDE = ("complementary", "overlapping", "unclear")
+VERDICTS = (*MEASURED.values(), *SIDE_BY_SIDE, "cannot be tested here")
 
 
 def text():
@@ -49,7 +54,7 @@ def test_every_row_has_a_verdict_and_a_reference():
 
 def result(name):
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def shares():
@@ -88,7 +93,8 @@ def sharpnesses():
 
 
 def found(pattern):
-    numbers = set(re.findall(pattern, text()))
+    """In what was written by hand."""
+    numbers = set(re.findall(pattern, re.sub(TABLE, "", text(), flags=re.DOTALL)))
     assert numbers
     return numbers
 
@@ -122,3 +128,65 @@ def test_the_range_of_rho_is_that_of_the_results():
     best = {m["rho"] for m in methods if m["method"] == "SAM"}
     assert f"For SAM on these tasks {best.pop():g} was best" in text()
     assert not best
+
+
+# --- Tables that are written from results --------------------------------------------
+
+TABLE = r"(<!-- (paper_figures|complements) -->\n)(.*?)(<!-- / -->)"
+
+
+def filled(page):
+    """The page with both tables as their results have them."""
+
+    def table(found):
+        rows = {"paper_figures": paper_rows, "complements": regularizers}[found[2]]
+        lines = "".join(
+            rows(f"[{found[2]}.json](../benchmarks/results/{found[2]}.json)")
+        )
+        return found[1] + (HEADER + lines if lines else "Not run.\n") + found[4]
+
+    return re.sub(TABLE, table, page, flags=re.DOTALL)
+
+
+HEADER = "| claim | what we looked at | verdict | reference |\n|---|---|---|---|\n"
+
+
+def measured(pair, sign=""):
+    mean, error = pair
+    digits = 3 if abs(mean) < 1 else 2
+    return f"{mean:{sign}.{digits}f} ± {error:.{digits}f}"
+
+
+def paper_rows(link):
+    reference = ""
+    for row in result("paper_figures").get("claims", []):
+        claim = row["paper"].removesuffix(".")
+        if cited := re.search(r" \(([^()]*\d{4}[^()]*)\)$", claim):
+            claim, reference = claim.removesuffix(cited[0]), cited[1]
+        keys = ("first", "second", "difference") if "difference" in row else ()
+        numbers = [measured(row[key], "+" if key[0] == "d" else "") for key in keys]
+        looked_at = ": ".join([row["what"], *[", ".join(numbers)] * bool(keys)])
+        verdict = MEASURED.get(row["verdict"], f"unclear: {row['verdict']}")
+        yield f"| {claim} | {looked_at}: {link} | {verdict} | {reference} |\n"
+
+
+def regularizers(link):
+    names = {
+        "gain_of_sam": "SAM",
+        "gain_of_technique": "the technique",
+        "gain_of_both": "both",
+        "interaction": "interaction",
+    }
+    for row in result("complements").get("summary", []):
+        known = [(name, row[key]) for key, name in names.items() if key in row]
+        numbers = ", ".join(f"{name} {measured(pair, '+')}" for name, pair in known)
+        yield f"| SAM and {row['technique']} | {numbers or 'no runs'}: {link} "
+        yield f"| {row['verdict']} | often said, rarely measured |\n"
+
+
+def test_tables_are_those_of_the_results():
+    assert text() == filled(text()), "run `python tests/test_claims.py`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(text()), encoding="utf-8")
