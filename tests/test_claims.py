@@ -151,9 +151,8 @@ def filled(page):
 HEADER = "| claim | what we looked at | verdict | reference |\n|---|---|---|---|\n"
 
 
-def measured(pair, sign=""):
+def measured(pair, sign="", digits=2):
     mean, error = pair
-    digits = 3 if abs(mean) < 1 else 2
     return f"{mean:{sign}.{digits}f} ± {error:.{digits}f}"
 
 
@@ -163,9 +162,12 @@ def paper_rows(link):
         claim = row["paper"].removesuffix(".")
         if cited := re.search(r" \(([^()]*\d{4}[^()]*)\)$", claim):
             claim, reference = claim.removesuffix(cited[0]), cited[1]
-        keys = ("first", "second", "difference") if "difference" in row else ()
-        numbers = [measured(row[key], "+" if key[0] == "d" else "") for key in keys]
-        looked_at = ": ".join([row["what"], *[", ".join(numbers)] * bool(keys)])
+        looked_at = row["what"]
+        if "difference" in row:
+            digits = 3 if abs(row["first"][0]) < 1 else 2  # cosines, or per cent
+            first, second = (measured(row[k], "", digits) for k in ("first", "second"))
+            apart = measured(row["difference"], "+", digits)
+            looked_at += f": {first} and {second}, difference {apart}"
         verdict = MEASURED.get(row["verdict"], f"unclear: {row['verdict']}")
         yield f"| {claim} | {looked_at}: {link} | {verdict} | {reference} |\n"
 
