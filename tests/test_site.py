@@ -80,3 +80,9 @@ def test_formulas_are_drawn_by_the_browser_itself(site):
         assert "arithmatex" not in text, path
         assert ".. math" not in text, path
     assert page(site, "api").count("<math") > 10
+
+
+def test_tables_are_tables(site):
+    for path in site.rglob("*.html"):
+        assert "<p>|" not in path.read_text(encoding="utf-8"), path
+    assert page(site, "claims").count("<table>") > 5
