@@ -8,10 +8,12 @@ regularizer by itself. Twice the epochs is the comparison at equal gradients for
 methods with two of them; the best length (chosen on validation images) is the harder
 one where labels are wrong.
 
-Every method, and every length of the base, has a grid of 15 points (learning rate and
-decay, and rho), tuned on validation images of tuning seeds: tuning.py. Training,
-validation and test images, wrong labels and initial weights are drawn anew for each
-seed. BatchNorm's averages are taken once, at the end.
+Every method, and every length of the base, has a grid of as many points (15 or 24;
+learning rate and decay, and rho), tuned on validation images of tuning seeds:
+tuning.py. (Smaller grids were tried first on three of the tasks, with other seeds in
+the end, and widened where what validation chose lay at an edge.) Training, validation
+and test images, wrong labels and initial weights are drawn anew for each seed.
+BatchNorm's averages are taken once, at the end.
 
 Writes generalization.json and generalization.png. Finished runs are kept: start it
 again and it goes on. About twenty minutes on two cores.
@@ -88,25 +90,34 @@ def rhos(sam, asam, m_sam, momentum) -> dict[str, tuple[float, ...]]:
 
 NOISY = Grid(
     epochs=40,
-    base=product((0.01, 0.03, 0.1), (0.01, 0.02, 0.035, 0.05, 0.08)),
-    family=((0.01, 0.04), (0.03, 0.01), (0.03, 0.02), (0.03, 0.04), (0.1, 0.01)),
+    base=product((0.01, 0.03, 0.1, 0.2), (0.005, 0.01, 0.02, 0.035, 0.05, 0.08)),
+    family=(
+        *((0.01, 0.03), (0.03, 0.005), (0.03, 0.01), (0.03, 0.02), (0.03, 0.04)),
+        *((0.1, 0.005), (0.1, 0.01), (0.2, 0.005)),
+    ),
     rhos=rhos((0.15, 0.3, 0.5), (1.0, 2.5, 5.0), (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)),
 )
 ONE_FIFTH = dataclasses.replace(
     NOISY,
-    family=((0.03, 0.02), (0.03, 0.04), (0.1, 0.005), (0.1, 0.01), (0.1, 0.02)),
+    family=(
+        *((0.03, 0.02), (0.03, 0.04), (0.1, 0.0025), (0.1, 0.005), (0.1, 0.01)),
+        *((0.1, 0.02), (0.2, 0.005), (0.2, 0.01)),
+    ),
 )
 CLEAN = Grid(
     epochs=40,
-    base=product((0.05, 0.15, 0.4), (0.001, 0.0025, 0.005, 0.01, 0.02)),
-    family=((0.1, 0.0025), (0.1, 0.005), (0.1, 0.01), (0.3, 0.0025), (0.3, 0.005)),
-    rhos=rhos((0.1, 0.2, 0.4), (1.0, 2.0, 4.0), (0.05, 0.1, 0.2), (0.5, 1.0, 2.0)),
+    base=product((0.05, 0.15, 0.4, 0.8), (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025)),
+    family=(
+        *((0.1, 0.0025), (0.1, 0.005), (0.1, 0.01), (0.3, 0.0025), (0.3, 0.005)),
+        *((0.3, 0.01), (0.6, 0.0025), (0.6, 0.005)),
+    ),
+    rhos=rhos((0.05, 0.1, 0.2), (0.5, 1.0, 2.0), (0.05, 0.1, 0.2), (0.5, 1.0, 2.0)),
 )
-FEW = dataclasses.replace(
-    CLEAN,
+FEW = Grid(
     epochs=80,
-    base=product((0.03, 0.1, 0.3), (0.001, 0.0025, 0.005, 0.01, 0.02)),
-    rhos=rhos((0.25, 0.5, 0.8), (1.5, 3.0, 5.0), (0.15, 0.3, 0.5), (0.5, 1.0, 2.0)),
+    base=product((0.03, 0.1, 0.3, 0.6), (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04)),
+    family=product((0.1, 0.3), (0.001, 0.0025, 0.005, 0.01)),
+    rhos=rhos((0.25, 0.5, 0.8), (1.0, 2.0, 4.0), (0.15, 0.3, 0.5), (0.5, 1.0, 2.0)),
 )
 CONV = Grid(
     epochs=30,
@@ -149,14 +160,8 @@ BENCHES = (
     Bench(named(DIGITS, "ViT, clean, AdamW", noise=0.0, model=Vit()), "adamw", 10, VIT),
     Bench(named(MNIST, "MLP, 40 % wrong, AdamW"), "adamw", 20, ADAMW),
     Bench(named(MNIST, "MLP at 28x28, 40 % wrong", load=whole_mnist), "sgd", 20, LARGE),
-    Bench(
-        named(DIGITS, "conv net, BatchNorm, 300 clean", noise=0.0, train=300),
-        "sgd",
-        10,
-        CONV,
-    ),
 )
-SEEDS = tuple(range(600, 608))
+SEEDS = tuple(range(610, 618))
 
 
 # --- one run ------------------------------------------------------------------------

@@ -20,31 +20,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import matplotlib.pyplot as plt
 import methods
 import numpy as np
 import report
 import runs
 import training
-from matplotlib.axes import Axes
+import tuning_report
 from rich.console import Console
-from rich.table import Table
 
 BASE, TWICE, BEST = "base", "base, 2x epochs", "base, best length"
 CONTROL = "micro-batches, ρ = 0"
 LENGTHS = {BASE: 1, TWICE: 2, "base, 1/2 epochs": 0.5, "base, 1/4 epochs": 0.25}
-COLOURS = {
-    **{name: style["color"] for name, style in report.STYLES.items()},
-    "momentum SAM": "#d55e00",
-    CONTROL: report.STYLES["control"]["color"],
-    TWICE: report.STYLES["longer"]["color"],
-    BEST: report.STYLES["best"]["color"],
-}
-MARKS = {TWICE: "<", BEST: "|", CONTROL: "x", "SAM": "o", "ASAM": "s", "m-SAM": "D"}
-GAINS = {
-    "gain": "gain over\nthe base",
-    "gain_over_2x_epochs": "over it at\n2x epochs",
-    "gain_over_best_length": "over it at its\nbest length",
+#: Each over which row of the same task.
+OVER = {
+    "gain": BASE,
+    "gain_over_2x_epochs": TWICE,
+    "gain_over_best_length": BEST,
 }
 
 
@@ -242,7 +233,6 @@ def of_task(result: dict, task: str) -> list[dict]:
         name: cell and values(result, cell, "test", result["seeds"])
         for name, cell in shown.items()
     }
-    over = dict(zip(GAINS, (BASE, TWICE, BEST), strict=True))
     rows = []
     for name, cell in shown.items():
         row = {"task": task, "method": name}
@@ -257,7 +247,7 @@ def of_task(result: dict, task: str) -> list[dict]:
                 "points": len(grid),
                 "at_edge": runs.at_edge(grid, cell),
                 "test": report.mean_and_error(tests[name]),
-                **{key: gain(tests, name, other) for key, other in over.items()},
+                **{key: gain(tests, name, other) for key, other in OVER.items()},
             }
         )
     return rows
@@ -268,86 +258,6 @@ def gain(tests: dict, name: str, other: str) -> tuple[float, float] | None:
     if name == other or tests[other] is None:
         return None
     return report.mean_and_error(tests[name] - tests[other])
-
-
-def print_table(result: dict, console: Console, title: str) -> None:
-    seeds = len(result["seeds"])
-    table = Table(
-        title=f"{title}; test accuracy, mean ± standard error of {seeds} new seeds\n"
-        "* at an edge of its grid",
-        title_justify="left",
-    )
-    table.add_column("task and method", no_wrap=True)
-    for name in ("epochs", "lr", "decay", "rho", "accuracy, %", *GAINS.values()):
-        table.add_column(name, justify="right", no_wrap=True)
-    for task, rows in itertools.groupby(result["summary"], lambda row: row["task"]):
-        table.add_section()
-        table.add_row(task, style="bold")
-        for row in rows:
-            table.add_row(f"  {row['method']}", *numbers(row))
-    console.print(table)
-
-
-def numbers(row: dict) -> list[str]:
-    if row["test"] == "not run":
-        return [*[""] * 4, "not run"]
-    edges = row["at_edge"]
-    settings = [f"{row[key]:g}{'*' * (key in edges)}" for key in ("lr", "decay", "rho")]
-    gains = [report.plus_minus(row[key], 2, "+") for key in GAINS]
-    return [str(row["epochs"]), *settings, report.plus_minus(row["test"], 2), *gains]
-
-
-def draw(result: dict, path: Path, title: str) -> None:
-    """Gain over the base of every task and method: equal steps, and its best length."""
-    report.picture_style()
-    tasks = list(result["grids"])
-    figure, axes = plt.subplots(
-        1, 2, figsize=(13, 1.8 + 0.95 * len(tasks)), sharey=True
-    )
-    panels = {
-        "gain": "over the base with as many steps",
-        "gain_over_best_length": "over the base at its best length",
-    }
-    for one, (key, text) in zip(axes, panels.items(), strict=True):
-        draw_panel(one, result, tasks, key)
-        one.set_title(text)
-        one.set_xlabel("gain, points of test accuracy\n(± standard error)")
-    axes[0].set_yticks(range(len(tasks)), tasks)
-    axes[0].set_ylim(len(tasks) - 0.5, -0.5)
-    handles = dict(
-        pair
-        for one in axes
-        for pair in zip(*reversed(one.get_legend_handles_labels()), strict=True)
-    )
-    figure.suptitle(title, x=0.01, ha="left")
-    figure.tight_layout()
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="upper center",
-        bbox_to_anchor=(0.55, 0),
-        ncols=len(handles),
-        frameon=False,
-    )
-    figure.savefig(path, bbox_inches="tight")
-    plt.close(figure)
-
-
-def draw_panel(axes: Axes, result: dict, tasks: list[str], key: str) -> None:
-    names = [n for n in dict.fromkeys(r["method"] for r in result["summary"])]
-    names = [n for n in names if n != BASE]
-    offsets = dict(zip(names, np.linspace(-0.32, 0.32, len(names)), strict=True))
-    axes.axvline(0, color="#777777", lw=1)
-    for place in range(1, len(tasks), 2):
-        axes.axhspan(place - 0.5, place + 0.5, color="#f5f5f5", lw=0, zorder=0)
-    for name, offset in offsets.items():
-        mine = [r for r in result["summary"] if r["method"] == name and r.get(key)]
-        places = [tasks.index(row["task"]) + offset for row in mine]
-        means, errors = [[row[key][i] for row in mine] for i in (0, 1)]
-        look = {"color": COLOURS[name], "fmt": MARKS.get(name, "^"), "ms": 7}
-        if mine:
-            axes.errorbar(means, places, xerr=errors, label=name, lw=1.6, **look)
-    axes.grid(False, axis="y")
 
 
 def main(plan: Plan, options: argparse.Namespace, name: str, title: str, work) -> None:
@@ -364,6 +274,6 @@ def main(plan: Plan, options: argparse.Namespace, name: str, title: str, work) -
     }
     report.write_json(path, result)
     result = json.loads(path.read_text(encoding="utf-8"))
-    print_table(result, console, title)
-    draw(result, path.with_suffix(".png"), title)
+    tuning_report.print_table(result, console, title)
+    tuning_report.draw(result, path.with_suffix(".png"), title)
     console.print(f"Wrote {path} and its picture, .png")
