@@ -16,7 +16,8 @@ by seed, exceeds two standard errors in the paper's direction, "disagrees" the r
 and all else is "no difference seen". It is one small task: no verdict on a paper.
 
 Writes paper_figures.json and paper_figures.png. Finished runs are kept: start it again
-and it goes on. Fifteen to twenty minutes on two cores, half of it for the Hessians.
+and it goes on. Fifteen to twenty minutes on two cores, half of it for the Hessians;
+`--smoke` does a little of everything in half a minute.
 """
 
 import argparse

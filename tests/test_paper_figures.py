@@ -1,0 +1,214 @@
+"""paper_figures.py, complements.py and peers.py: what they say is what they ran."""
+
+import json
+
+import complements
+import jax
+import jax.numpy as jnp
+import numpy as np
+import paper_claims
+import paper_figures
+import peers
+import pytest
+import report
+import runs
+import tasks
+
+
+def reported(name):
+    path = report.RESULTS / f"{name}.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not {"summary", "claims"} & set(found):
+        pytest.skip(f"{name}.py was not run to its end")
+    return found
+
+
+def same(said, values):
+    """A mean and its error, as the file rounds them."""
+    np.testing.assert_allclose(
+        said, report.mean_and_error(values), rtol=1e-3, atol=1e-3
+    )
+
+
+# --- the papers' claims -------------------------------------------------------------
+
+
+def test_claims_are_those_of_the_raw_values():
+    result = reported("paper_figures")
+    assert len(result["claims"]) == len(paper_claims.CLAIMS)
+    for row, claim in zip(result["claims"], paper_claims.CLAIMS, strict=True):
+        first, second = claim.first(result), claim.second(result)
+        assert len(first) >= 5
+        assert row["paper"] == claim.paper
+        same(row["first"], first)
+        same(row["second"], second)
+        same(row["difference"], first - second)
+        mean, error = row["difference"]
+        word = "no difference seen"
+        if abs(mean) > 2 * error:
+            word = "agrees" if mean > 0 else "disagrees"
+        assert row["verdict"] == word
+
+
+def test_what_was_chosen_was_the_best_on_validation_images():
+    result = reported("paper_figures")
+    assert not set(result["tuning_seeds"]) & set(result["seeds"])
+    for name, chosen in result["chosen"].items():
+        found = {}
+        for row in result["runs"]:
+            if row["method"] == name and row["epochs"] == result["epochs"]:
+                at = [
+                    row["seeds"].index(s)
+                    for s in result["tuning_seeds"]
+                    if s in row["seeds"]
+                ]
+                if len(at) == len(result["tuning_seeds"]):
+                    key = row["lr"], row["decay"], row["rho"]
+                    found[key] = np.mean(np.array(row["validation"])[at])
+        best = found[chosen["lr"], chosen["decay"], chosen["rho"]]
+        assert best == pytest.approx(max(found.values()))
+        assert len(found) == len(paper_figures.Plan().grid(name))
+
+
+def test_a_claim_without_its_runs_is_not_run():
+    result = reported("paper_figures") | {"runs": [], "looks": []}
+    for row in paper_claims.claims(result):
+        assert row["verdict"] == "not run"
+        assert "difference" not in row
+
+
+# --- complements --------------------------------------------------------------------
+
+
+def test_gains_are_those_of_the_raw_values():
+    result = reported("complements")
+    assert not set(result["tuning_seeds"]) & set(result["seeds"])
+    assert len(result["seeds"]) == 10
+    for row, square in zip(result["summary"], complements.SQUARES, strict=True):
+        base, sam, alone, both = (
+            runs.column(result, "runs", result["chosen"][name], "test")
+            for name in square[1:]
+        )
+        same(row["base"], base)
+        same(row["gain_of_sam"], sam - base)
+        same(row["gain_of_technique"], alone - base)
+        same(row["gain_of_both"], both - base)
+        same(row["interaction"], both - sam - alone + base)
+        same(row["both_over_better"], both - max(sam, alone, key=np.mean))
+        assert row["verdict"] == complements.verdict(row)
+
+
+@pytest.mark.parametrize(
+    ("more", "interaction", "word"),
+    [
+        ((1.0, 0.2), (-1.0, 0.2), "complementary"),
+        ((0.3, 0.2), (-1.0, 0.2), "overlapping"),
+        ((0.3, 0.2), (-0.3, 0.2), "unclear"),
+        ((-1.0, 0.2), (0.3, 0.2), "unclear"),
+    ],
+)
+def test_the_words_follow_the_rule(more, interaction, word):
+    means = {"both_over_better": more, "interaction": interaction}
+    assert complements.verdict(means) == word
+
+
+def test_a_shift_moves_an_image_by_whole_pixels():
+    images = jnp.zeros((50, 6, 6, 1)).at[:, 3, 3].set(1.0)
+    moved = np.asarray(complements.shifted(images, 1, jax.random.key(0)))[..., 0]
+    where = {tuple(np.argwhere(image == 1)[0]) for image in moved}
+    assert (moved.sum((1, 2)) == 1).all()
+    assert where == {(i, j) for i in (2, 3, 4) for j in (2, 3, 4)}
+
+
+def test_without_a_technique_the_network_is_that_of_the_others():
+    task, x = tasks.MNIST, jax.random.normal(jax.random.key(0), (3, 14, 14, 1))
+    variables = jax.jit(lambda x: task.model.init(jax.random.key(1), x, train=True))(x)
+    ours = complements.Mlp(task.model.features).apply(variables, x, None, None)
+    np.testing.assert_array_equal(ours, task.model.apply(variables, x, train=True))
+
+
+# --- peers --------------------------------------------------------------------------
+
+
+def test_peers_summary_is_that_of_the_raw_values():
+    result = reported("peers")
+    assert len(result["load_average_before_the_times"]) == 3
+    for name, network in result["networks"].items():
+        said, rows = result["summary"][name], network["methods"]
+        ours = np.array(rows[peers.OURS]["test_accuracy"])
+        for method, row in rows.items():
+            if row is None:
+                assert said["methods"][method] is None
+                continue
+            same(said["methods"][method]["test_accuracy"], row["test_accuracy"])
+            same(said["methods"][method]["difference"], row["test_accuracy"] - ours)
+        for first, second in peers.RATIOS:
+            ratio = said["time_ratios"][f"{first} / {second}"]
+            if rows[first] is None or rows[second] is None:
+                assert ratio is None
+                continue
+            pair = zip(
+                *(rows[n]["steps_per_second"] for n in (second, first)), strict=True
+            )
+            median = np.median([a / b for a, b in pair])
+            assert ratio["median"] == pytest.approx(median, rel=1e-3)
+
+
+def test_the_jax_peers_take_the_same_steps():
+    job, rng = peers.jobs(smoke=True)[0], np.random.default_rng(0)
+    images = rng.standard_normal((400, 14, 14, 1), np.float32)
+    data = tasks.Examples(images, rng.integers(0, 10, 400).astype(np.int32))
+    split = job.task.split(data, 0)
+    found = [peers.start(n, job, 0, split.train) for n in (peers.OURS, peers.CONTRIB)]
+    for rows in peers.batches(job, 0)[:2]:
+        for one in found:
+            one.step(rows)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        *(one.network for one in found),
+    )
+
+
+# --- runs that are kept -------------------------------------------------------------
+
+
+def test_what_is_written_is_read_again():
+    cell = complements.Cell("SAM", 0.1, 0.01, 0.3)
+    table = {
+        cell: {
+            3: {"validation": 81.0, "test": [1, 2]},
+            1: {"validation": 80.0, "test": [3, 4]},
+        }
+    }
+    rows = json.loads(json.dumps(runs.written(table)))
+    assert runs.read(rows, complements.Cell) == table
+
+
+@pytest.mark.slow
+def test_one_run_of_each_again():
+    result = reported("paper_figures")
+    cell, seed = paper_figures.Cell(**result["chosen"]["SAM"]), result["seeds"][0]
+    plan = paper_figures.Plan()
+    split = plan.task.split(plan.task.load(), seed)
+    check(paper_figures.run(plan, cell, seed, split), result, cell)
+
+    result = reported("complements")
+    cell, seed = (
+        complements.Cell(**result["chosen"]["dropout + SAM"]),
+        result["seeds"][0],
+    )
+    plan = complements.Plan()
+    split = plan.task.split(plan.task.load(), seed)
+    check(complements.run(plan, cell, seed, split), result, cell)
+
+    result, job = reported("peers"), peers.jobs(smoke=False)[0]
+    seed = result["seeds"][0]
+    split = job.task.split(job.task.load(), seed)
+    recorded = result["networks"][job.name]["methods"][peers.OURS]["test_accuracy"]
+    again = peers.final_accuracy(peers.OURS, job, split, seed)
+    assert abs(again - recorded[0]) <= np.ptp(recorded)
+
+
+def check(again, result, cell):
+    recorded = runs.column(result, "runs", cell._asdict(), "test")
+    assert abs(again["test"] - recorded[0]) <= np.ptp(recorded)
