@@ -1,0 +1,388 @@
+"""SAM side by side with other libraries' SAM: speed, memory, and where it arrives.
+
+`optax_sam.sam`, `optax.contrib.sam` (opaque mode) and, where PyTorch and
+pytorch_optimizer are installed (never required), pytorch_optimizer's `SAM`, each
+beside the plain optimizer of its framework: SGD with momentum. Tasks, settings and
+shapes are those of label_noise.py's SAM: the multilayer perceptron on MNIST and the
+conv net with BatchNorm on the digits, in a Python loop of single steps on the CPU. All
+libraries start from the same weights and see the same batches. (The convolution is
+nine slices and one matrix product in JAX, and PyTorch's own in PyTorch.)
+
+- Steps per second: all methods in turn, the order reversed every second round; ratios
+  are taken within a round, and their median and middle half are shown.
+- Memory: the peak resident size of a fresh process for each, and by how much it rose
+  over what was there before the first step (JAX's compiler is in it). PyTorch's process
+  has JAX loaded too, for the data and the first weights.
+- Test accuracy at the end, of a few seeds, and the difference to `optax_sam` in pairs.
+
+The load of the machine before the times is in the JSON: on a busy machine they say
+little. PyTorch has one thread, with which it was the faster there. Writes peers.json;
+five to ten minutes on two cores. To have PyTorch in it:
+`pip install torch pytorch_optimizer`.
+"""
+
+import argparse
+import functools
+import importlib.util
+import itertools
+import json
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import evaluation
+import jax
+import numpy as np
+import optax
+import report
+import training
+from label_noise import COMPARISONS, tiny
+from optax import contrib
+from rich.console import Console
+from rich.table import Table
+from tasks import DIGITS, MNIST, Examples, Split, Task
+from training import Network, Settings
+
+import optax_sam
+
+OURS, CONTRIB, TORCH = "optax_sam", "optax.contrib.sam", "pytorch_optimizer"
+SGD, TORCH_SGD = "SGD (Optax)", "SGD (PyTorch)"
+JAX_METHODS, TORCH_METHODS = (SGD, OURS, CONTRIB), (TORCH_SGD, TORCH)
+METHODS = JAX_METHODS + TORCH_METHODS
+RATIOS = (
+    (OURS, SGD),
+    (CONTRIB, SGD),
+    (OURS, CONTRIB),
+    (TORCH, TORCH_SGD),
+    (OURS, TORCH),
+)
+PEERS = ("torch", "pytorch_optimizer")
+SEEDS = tuple(range(1300, 1304))
+ROUNDS, STEPS_OF_A_TURN = 15, 40
+MEMORY_STEPS = 20
+# Two threads wait for each other at every operation: with tensors of this size that was
+# 30 to 70 times slower than one on two cores that were shared.
+TORCH_THREADS = 1
+
+
+class Job(NamedTuple):
+    """A task, and how it is trained."""
+
+    name: str
+    task: Task
+    settings: Settings
+    epochs: int
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * (self.task.train // self.task.batch)
+
+
+def jobs(smoke: bool) -> list[Job]:
+    """Each task as label_noise.py trains it by SGD with SAM."""
+    found = []
+    for name, task in (("MLP", MNIST), ("conv net", DIGITS)):
+        comparison = next(c for c in COMPARISONS if c.task is task)
+        comparison = tiny(comparison) if smoke else comparison
+        sam = next(m for m in comparison.methods if m.role == "SAM")
+        found.append(Job(name, comparison.task, sam.settings, sam.epochs))
+    return found[:1] if smoke else found
+
+
+def batches(job: Job, seed: int) -> np.ndarray:
+    rng, batch = np.random.default_rng(seed), job.task.batch
+    rows = [
+        rng.permutation(job.task.train)[: job.task.train // batch * batch]
+        for _ in range(job.epochs)
+    ]
+    return np.concatenate(rows).reshape(-1, batch)
+
+
+# --- one training, in either framework ----------------------------------------------
+
+
+class JaxTraining:
+    """A jitted step as the README shows it, called from Python."""
+
+    def __init__(self, name: str, job: Job, seed: int, data: Examples):
+        self.job, self.data = job, data
+        key = jax.random.key(seed)
+        self.network = training.initial(job.task)(key, data.images[:1])
+        tx, self.step_fn = program(name, job)
+        self.state = tx.init(self.network.params)
+
+    def step(self, rows: np.ndarray) -> None:
+        batch = Examples(self.data.images[rows], self.data.labels[rows])
+        self.network, self.state = self.step_fn(self.network, self.state, batch)
+
+    def wait(self) -> None:
+        jax.block_until_ready(self.network)
+
+    def accuracy(self, test: Examples) -> float:
+        return 100 * float(evaluation.accuracy(self.job.task)(self.network, test))
+
+
+@functools.cache
+def program(name: str, job: Job):
+    tx = transformation(name, job)
+    return tx, jax.jit(jax_step(name, job.task, tx))
+
+
+def transformation(name: str, job: Job):
+    optimizer = training.optimizer(training.Kind(), job.settings, job.steps)
+    if name == OURS:
+        return optax.chain(optax_sam.sam(job.settings.rho), optimizer)
+    if name == CONTRIB:
+        climb = optax.chain(contrib.normalize(), optax.sgd(job.settings.rho))
+        return contrib.sam(optimizer, climb, opaque_mode=True)
+    return optax.with_extra_args_support(optimizer)
+
+
+def jax_step(name: str, task: Task, tx):
+    def step(network: Network, state, batch: Examples):
+        def loss_fn(params, _=None):
+            return training.training_loss(
+                task.model, params, batch, network.batch_stats
+            )
+
+        def value_fn(params, _=None):
+            return loss_fn(params)[0]
+
+        (_, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(network.params)
+        second = {
+            OURS: {"value_fn": value_fn},
+            CONTRIB: {"grad_fn": jax.grad(value_fn)},
+        }
+        updates, state = tx.update(grads, state, network.params, **second.get(name, {}))
+        return Network(optax.apply_updates(network.params, updates), stats), state
+
+    return step
+
+
+def start(name: str, job: Job, seed: int, data: Examples):
+    if name not in TORCH_METHODS:
+        return JaxTraining(name, job, seed, data)
+    import peers_torch
+
+    peers_torch.torch.set_num_threads(TORCH_THREADS)
+    return peers_torch.TorchTraining(name == TORCH, job, seed, data)
+
+
+# --- what is measured ---------------------------------------------------------------
+
+
+def turn(name: str, job: Job, split: Split, steps: int) -> Callable[[], float]:
+    """A function that goes on for some steps, and returns the seconds."""
+    here, rows = start(name, job, 0, split.train), batches(job, 0)
+
+    def run() -> float:
+        begin = time.perf_counter()
+        for i in range(steps):
+            here.step(rows[i % len(rows)])
+        here.wait()
+        return time.perf_counter() - begin
+
+    run()  # compile and warm up
+    return run
+
+
+def timings(names, job: Job, split: Split, rounds: int, tick) -> dict[str, list[float]]:
+    """Steps per second of each method in each round."""
+    turns = {}
+    for name in names:
+        turns[name] = turn(name, job, split, STEPS_OF_A_TURN)
+        tick(f"{job.name}: {name}")
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in names if number % 2 else names[::-1]:
+            found[name].append(STEPS_OF_A_TURN / turns[name]())
+        tick(f"{job.name}: round {number + 1}")
+    return found
+
+
+def final_accuracy(name: str, job: Job, split: Split, seed: int) -> float:
+    here = start(name, job, seed, split.train)
+    for rows in batches(job, seed):
+        here.step(rows)
+    return here.accuracy(split.test)
+
+
+def memory_of_this_process(name: str, job: Job) -> dict[str, float]:
+    split = job.task.split(job.task.load(), 0)
+    here = start(name, job, 0, split.train)
+    before = peak()
+    for rows in batches(job, 0)[:MEMORY_STEPS]:
+        here.step(rows)
+    here.wait()
+    return {"peak_megabytes": peak(), "rise_megabytes": peak() - before}
+
+
+def peak() -> float:
+    """Of this process alone. Linux's ru_maxrss begins with that of its parent."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        if found:
+            return int(found[1]) * 1024 / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def memory(name: str, job: Job, smoke: bool) -> dict[str, float]:
+    command = [sys.executable, __file__, "--memory-of", name, "--network", job.name]
+    done = subprocess.run(
+        command + ["--smoke"] * smoke, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """Times last: what is to be timed then finds the machine as calm as it gets."""
+    torch_here = all(importlib.util.find_spec(name) for name in PEERS)
+    names = METHODS if torch_here else JAX_METHODS
+    seeds, rounds = (SEEDS[:2], 3) if options.smoke else (SEEDS, ROUNDS)
+    chosen = {job.name: job for job in jobs(options.smoke)}
+    data = {name: job.task.load() for name, job in chosen.items()}
+    rows = {name: {method: {} for method in names} for name in chosen}
+    with report.progress_bar() as progress:
+        total = len(chosen) * (len(names) * (2 + len(seeds)) + rounds)
+        bar = progress.add_task("", total=total)
+
+        def tick(text: str) -> None:
+            progress.update(bar, advance=1, description=text)
+
+        for name, method in itertools.product(chosen, names):
+            job, found = chosen[name], []
+            rows[name][method] |= memory(method, job, options.smoke)
+            tick(f"{name}: memory of {method}")
+            for seed in seeds:
+                split = job.task.split(data[name], seed)
+                found.append(final_accuracy(method, job, split, seed))
+                tick(f"{name}: seed {seed}, {method}")
+            rows[name][method]["test_accuracy"] = found
+        load = os.getloadavg()
+        for name, job in chosen.items():
+            split = job.task.split(data[name], 0)
+            for method, rates in timings(names, job, split, rounds, tick).items():
+                rows[name][method]["steps_per_second"] = rates
+    made = report.provenance()
+    made["versions"] |= {name: report.version(name) for name in PEERS}
+    return {
+        **made,
+        "load_average_before_the_times": load,
+        "seeds": seeds,
+        "rounds": rounds,
+        "steps_of_a_turn": STEPS_OF_A_TURN,
+        "networks": {
+            name: {
+                "task": job.task.name,
+                "batch": job.task.batch,
+                **job.settings._asdict(),
+                "epochs": job.epochs,
+                "methods": {method: rows[name].get(method) for method in METHODS},
+            }
+            for name, job in chosen.items()
+        },
+    }
+
+
+# --- what came out ------------------------------------------------------------------
+
+
+def ratios(rows: dict) -> dict[str, dict]:
+    """How many times as long a step of the first takes, round by round."""
+    found = {}
+    for first, second in RATIOS:
+        if not (rows[first] and rows[second]):
+            found[f"{first} / {second}"] = None
+            continue
+        speeds = (np.array(rows[n]["steps_per_second"]) for n in (second, first))
+        low, median, high = np.percentile(np.divide(*speeds), [25, 50, 75])
+        found[f"{first} / {second}"] = {"median": median, "middle_half": (low, high)}
+    return found
+
+
+def summary(result: dict) -> dict:
+    made = {}
+    for name, network in result["networks"].items():
+        rows = network["methods"]
+        ours = np.array(rows[OURS]["test_accuracy"])
+        made[name] = {"time_ratios": ratios(rows), "methods": {}}
+        for method, row in rows.items():
+            made[name]["methods"][method] = row and {
+                "steps_per_second": statistics.median(row["steps_per_second"]),
+                "test_accuracy": report.mean_and_error(row["test_accuracy"]),
+                "difference": report.mean_and_error(row["test_accuracy"] - ours),
+            }
+    return made
+
+
+def print_tables(result: dict, console: Console) -> None:
+    for name, found in result["summary"].items():
+        table = Table(
+            title=f"{name}, {len(result['seeds'])} seeds", title_justify="left"
+        )
+        table.add_column("method", no_wrap=True)
+        for text in (
+            "steps a second",
+            "peak MB",
+            "rise, MB",
+            "test accuracy, %",
+            f"over {OURS}",
+        ):
+            table.add_column(text, justify="right", no_wrap=True)
+        for method, row in found["methods"].items():
+            if row is None:
+                table.add_row(method, "not run")
+                continue
+            raw = result["networks"][name]["methods"][method]
+            table.add_row(
+                method,
+                f"{row['steps_per_second']:.0f}",
+                f"{raw['peak_megabytes']:.0f}",
+                f"{raw['rise_megabytes']:.0f}",
+                report.plus_minus(row["test_accuracy"], 2),
+                report.plus_minus(row["difference"], 2, "+"),
+            )
+        console.print(table)
+        for pair, ratio in found["time_ratios"].items():
+            text = "not run"
+            if ratio:
+                low, high = ratio["middle_half"]
+                text = f"{ratio['median']:.2f} ({low:.2f} to {high:.2f})"
+            console.print(f"  time of a step, {pair}: {text}")
+    load = ", ".join(f"{x:.1f}" for x in result["load_average_before_the_times"])
+    console.print(f"load average before the times: {load} ({result['cpus']} cores)")
+
+
+def main() -> None:
+    parser = report.parser(__doc__, "peers.json")
+    parser.add_argument("--memory-of", choices=METHODS, help=argparse.SUPPRESS)
+    parser.add_argument("--network", help=argparse.SUPPRESS)
+    options = report.parse(parser)
+    if options.memory_of:
+        job = next(j for j in jobs(options.smoke) if j.name == options.network)
+        print(json.dumps(memory_of_this_process(options.memory_of, job)))
+        return
+    path = options.out / "peers.json"
+    if not options.redraw:
+        report.write_json(path, measure(options))
+    result = json.loads(path.read_text(encoding="utf-8"))
+    result["summary"] = summary(result)
+    report.write_json(path, result)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=130)
+    print_tables(result, console)
+    console.print(f"Wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
