@@ -43,7 +43,8 @@ def look_sam(
 
     g_v, the part of the climbed gradient that the clean one lacks, changes slowly; on
     the steps between there is one gradient, and the second pass is really skipped
-    (not under `jax.vmap` over seeds, where a `lax.cond` computes both branches).
+    (not under `jax.vmap` over seeds with a state each, where a `lax.cond` computes both
+    branches).
 
     Args:
       rho: radius of the climb; `None` is 0.05. A schedule counts the climbs.
@@ -268,7 +269,10 @@ def esam(
     Under XLA this saves less than published: the climb's gradient is taken of all
     leaves (its shapes must be known), and the selection is a forward pass of its own,
     so a step costs about (3 + 1 + 3 gamma) / 3 gradients, 1.83 at gamma = 0.5. For
-    cheap steps see `look_sam`, `partial_climb` and `momentum_sam`.
+    cheap steps see `look_sam`, `partial_climb` and `momentum_sam`. On a network with
+    BatchNorm, whose statistics in the last pass are those of the selected examples, it
+    did worse than no SAM (-3.7 points in `benchmarks/which_method.py`; without
+    BatchNorm it did as well as SAM).
 
     Args:
       rho: radius of the climb; `None` is 0.05.

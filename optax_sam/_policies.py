@@ -31,8 +31,9 @@ def every_k(tx: SharpnessAware, k: int) -> SharpnessAware:
     The same radius every k-th step is k times less SAM. Composer found that rho
     should grow with k (0.5 at k = 10), so start from `sam(rho=k * 0.05)`.
 
-    Under `jax.vmap`, over seeds say, a condition computes both branches and skips
-    nothing. Loop over the seeds instead (`jax.lax.map`), or give each its own device.
+    Under `jax.vmap` over seeds, each with a state of its own, a condition computes both
+    branches and skips nothing. Loop over the seeds instead (`jax.lax.map`), or give
+    each its own device.
 
     Args:
       tx: a product of this library, e.g. `sam(rho)` or `m_sam(rho, axis_name="data")`.
