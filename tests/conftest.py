@@ -1,9 +1,16 @@
 """Eight simulated devices, asked for before JAX starts; float64 where a test asks."""
 
+from pathlib import Path
+
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Most of the time goes to XLA, and many tests ask for the same programs.
+PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
+jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(scope="module", autouse=True)

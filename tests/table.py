@@ -194,11 +194,17 @@ VARIATIONS = {
     "adaptive-inf",
     "asam-davda54",
     "asam-micro",
+    "friendly",
+    "random-sam",
     "sam-array",
     "sam-aux",
+    "sam-micro-schedule",
     "sam-schedule",
+    "some-leaves",
     "steepest-1.5",
+    "steepest-3",
     "steepest-array",
+    "steepest-schedule",
 }
 
 

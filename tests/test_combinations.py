@@ -20,7 +20,7 @@ from problems import TANH_START, quick_jit
 
 import optax_sam
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("x64")]
 
 SIZE, STEPS, RHO, LEARNING_RATE = 16, 4, 0.3, 0.2
 KEY, DICE = jax.random.key(3), jax.random.key(11)

@@ -24,6 +24,8 @@ from problems import quick_jit
 import optax_sam
 from optax_sam import adaptive_ascent, sam, sharpness_aware, steepest_ascent
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 RHO, STEPS, RATE = 0.5, 2, 0.1
 LONGER = {"contrib.adopt": 3, "rprop": 5}  # until the gradient is felt

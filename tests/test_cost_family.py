@@ -24,6 +24,8 @@ from problems import QUICK, quick_jit
 import optax_sam
 from optax_sam import every_k, look_sam, only_last, per_device, sam, with_probability
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 K, STEPS = 5, 10
 START = 8  # of the last part: two steps of ten

@@ -14,6 +14,7 @@ RUN_ELSEWHERE = {"frameworks.md"}  # chapter by chapter, in test_frameworks.py
 PAGES = {page.name for page in DOCS.glob("*.md") if pages.blocks(page)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", sorted(PAGES - RUN_ELSEWHERE))
 def test_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # what they write stays out of the checkout

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parent.parent / "docs" / "frameworks.md"
 RHO = 0.05  # as on the page, and so are the constants in `descend`
 

@@ -21,6 +21,8 @@ from optax_sam.measure import (
     worst_case_sharpness,
 )
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 # Little to run, much to compile: for these programs LLVM's levels are not worth it.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -15,6 +15,8 @@ from optax_sam import measure
 from optax_sam._lanczos import lanczos, ritz
 from optax_sam.measure import hessian_eigenvalues, hessian_trace, spectral_density
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 # Little to run, much to compile: for these programs LLVM's levels are not worth it.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

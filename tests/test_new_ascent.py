@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import test_contract
 from table import Row, cross, flat, rows_for
 
 import optax_sam
+
+pytestmark = pytest.mark.slow
 
 
 def layerwise_ascent(rho):

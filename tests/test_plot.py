@@ -14,6 +14,8 @@ from matplotlib.colors import to_rgb
 import optax_sam
 from optax_sam import measure, plot
 
+pytestmark = pytest.mark.slow
+
 mpl.use("Agg")
 plt = pytest.importorskip("matplotlib.pyplot")
 
