@@ -2,7 +2,8 @@
 
 `optax_sam.sam`, `optax.contrib.sam` (opaque mode) and, where PyTorch and
 pytorch_optimizer are installed (never required), pytorch_optimizer's `SAM`, each
-beside the plain optimizer of its framework: SGD with momentum. Tasks, settings and
+beside the plain optimizer of its framework: SGD with momentum, at SAM's settings (so
+its accuracy is not that of a tuned base). Tasks, settings and
 shapes are those of label_noise.py's SAM: the multilayer perceptron on MNIST and the
 conv net with BatchNorm on the digits, in a Python loop of single steps on the CPU. All
 libraries start from the same weights and see the same batches. (The convolution is
@@ -47,7 +48,7 @@ from label_noise import COMPARISONS, tiny
 from optax import contrib
 from rich.console import Console
 from rich.table import Table
-from tasks import DIGITS, MNIST, Examples, Split, Task
+from tasks import CLASSES, DIGITS, MNIST, Examples, Split, Task
 from training import Network, Settings
 
 import optax_sam
@@ -67,6 +68,7 @@ PEERS = ("torch", "pytorch_optimizer")
 SEEDS = tuple(range(1300, 1304))
 ROUNDS, STEPS_OF_A_TURN = 15, 40
 MEMORY_STEPS = 20
+PARTS = ("memory", "accuracy", "times")
 # Two threads wait for each other at every operation: with tensors of this size that was
 # 30 to 70 times slower than one on two cores that were shared.
 TORCH_THREADS = 1
@@ -214,9 +216,20 @@ def final_accuracy(name: str, job: Job, split: Split, seed: int) -> float:
     return here.accuracy(split.test)
 
 
+def accuracies(name: str, job: Job, data: Examples, seeds, tick) -> list[float]:
+    found = []
+    for seed in seeds:
+        found.append(final_accuracy(name, job, job.task.split(data, seed), seed))
+        tick(f"{job.name}: seed {seed}, {name}")
+    return found
+
+
 def memory_of_this_process(name: str, job: Job) -> dict[str, float]:
-    split = job.task.split(job.task.load(), 0)
-    here = start(name, job, 0, split.train)
+    # Noise of the right shape: the reading of the images would be the peak.
+    side, rng = (14 if job.task.name == MNIST.name else 8), np.random.default_rng(0)
+    images = rng.standard_normal((job.task.train, side, side, 1), np.float32)
+    data = Examples(images, rng.integers(0, CLASSES, len(images)).astype(np.int32))
+    here = start(name, job, 0, data)
     before = peak()
     for rows in batches(job, 0)[:MEMORY_STEPS]:
         here.step(rows)
@@ -250,25 +263,31 @@ def measure(options: argparse.Namespace) -> dict:
     seeds, rounds = (SEEDS[:2], 3) if options.smoke else (SEEDS, ROUNDS)
     chosen = {job.name: job for job in jobs(options.smoke)}
     data = {name: job.task.load() for name, job in chosen.items()}
+    parts = PARTS if options.only is None else options.only
     rows = {name: {method: {} for method in names} for name in chosen}
+    if options.only:
+        old = json.loads((options.out / "peers.json").read_text(encoding="utf-8"))
+        rows = {name: old["networks"][name]["methods"] for name in chosen}
     with report.progress_bar() as progress:
-        total = len(chosen) * (len(names) * (2 + len(seeds)) + rounds)
+        ticks = {"memory": len(names), "accuracy": len(names) * len(seeds)}
+        ticks["times"] = len(names) + rounds
+        total = len(chosen) * sum(ticks[part] for part in parts)
         bar = progress.add_task("", total=total)
 
         def tick(text: str) -> None:
             progress.update(bar, advance=1, description=text)
 
         for name, method in itertools.product(chosen, names):
-            job, found = chosen[name], []
-            rows[name][method] |= memory(method, job, options.smoke)
-            tick(f"{name}: memory of {method}")
-            for seed in seeds:
-                split = job.task.split(data[name], seed)
-                found.append(final_accuracy(method, job, split, seed))
-                tick(f"{name}: seed {seed}, {method}")
-            rows[name][method]["test_accuracy"] = found
+            job, found = chosen[name], rows[name][method]
+            if "memory" in parts:
+                found |= memory(method, job, options.smoke)
+                tick(f"{name}: memory of {method}")
+            if "accuracy" in parts:
+                found["test_accuracy"] = accuracies(
+                    method, job, data[name], seeds, tick
+                )
         load = os.getloadavg()
-        for name, job in chosen.items():
+        for name, job in chosen.items() if "times" in parts else ():
             split = job.task.split(data[name], 0)
             for method, rates in timings(names, job, split, rounds, tick).items():
                 rows[name][method]["steps_per_second"] = rates
@@ -276,6 +295,7 @@ def measure(options: argparse.Namespace) -> dict:
     made["versions"] |= {name: report.version(name) for name in PEERS}
     return {
         **made,
+        **({"only": parts} if options.only else {}),
         "load_average_before_the_times": load,
         "seeds": seeds,
         "rounds": rounds,
@@ -366,6 +386,9 @@ def main() -> None:
     parser = report.parser(__doc__, "peers.json")
     parser.add_argument("--memory-of", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--network", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--only", choices=PARTS, nargs="+", help="the other parts stay as they are"
+    )
     options = report.parse(parser)
     if options.memory_of:
         job = next(j for j in jobs(options.smoke) if j.name == options.network)
