@@ -163,6 +163,15 @@ class Kept(runs.Runs):
     def save(self, more: dict | None = None) -> None:
         super().save({**self.header, **(more or {})})
 
+    def best(self, cells, seeds) -> Cell:
+        """The highest mean accuracy on validation images."""
+
+        def validation(cell: Cell) -> float:
+            found = self.tables["runs"][cell]
+            return rounded_mean([found[seed]["validation"] for seed in seeds])
+
+        return max(cells, key=validation)
+
 
 def measure(plan: Plan, path: Path, work: Callable[[Cell, int], dict]) -> None:
     """All that is missing, task by task."""
@@ -205,12 +214,21 @@ def values(result: dict, cell: Cell, name: str, seeds) -> np.ndarray | None:
 
 
 def chosen(result: dict, cells: list[Cell]) -> Cell | None:
-    """The best cell on validation images of all tuning seeds."""
-    seeds = result["tuning_seeds"]
-    found = {cell: values(result, cell, "validation", seeds) for cell in cells}
-    done = {cell: of.mean() for cell, of in found.items() if of is not None}
-    enough = len(done) >= min(result["promising"], len(cells))
-    return max(done, key=done.__getitem__) if enough else None
+    """As in the run: the best few on the first tuning seed, then the best on all."""
+    seeds, count = result["tuning_seeds"], result["promising"]
+    first = {cell: values(result, cell, "validation", seeds[:1]) for cell in cells}
+    if any(value is None for value in first.values()):
+        return None
+    best = sorted(cells, key=lambda cell: first[cell][0], reverse=True)[:count]
+    found = {c: values(result, c, "validation", seeds) for c in cells if c in best}
+    if any(value is None for value in found.values()):
+        return None
+    return max(found, key=lambda cell: rounded_mean(found[cell]))
+
+
+def rounded_mean(values) -> float:
+    """So that of two equal means the first of the grid is taken, in any arithmetic."""
+    return round(float(np.mean(values)), 6)
 
 
 def summary(result: dict) -> list[dict]:
@@ -227,7 +245,7 @@ def of_task(result: dict, task: str) -> list[dict]:
     lengths = [best[name] for name in LENGTHS if name in best]
     shown = {BASE: best[BASE], TWICE: best[TWICE], BEST: None}
     if all(lengths):
-        shown[BEST] = chosen(result | {"promising": 1}, lengths)
+        shown[BEST] = chosen(result | {"promising": len(lengths)}, lengths)
     shown |= {name: cell for name, cell in best.items() if name not in LENGTHS}
     tests = {
         name: cell and values(result, cell, "test", result["seeds"])
