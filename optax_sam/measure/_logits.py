@@ -22,6 +22,9 @@ def normalize_logits(logits: jax.Array) -> jax.Array:
       An array of the same shape and dtype; zero where all logits of an example are
       equal.
 
+    Raises:
+      Nothing of its own.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from optax_sam.measure import normalize_logits
