@@ -1,12 +1,19 @@
 """Eight simulated devices, asked for before JAX starts; float64 where a test asks."""
 
+import os
 from pathlib import Path
+
+# Most of the time goes to compiling: small programs, run once or twice, and often the
+# same ones. XLA optimizes as ever, LLVM does not; scripts that tests start inherit it.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Most of the time goes to XLA, and many tests ask for the same programs.
 PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
 jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
