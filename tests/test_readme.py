@@ -119,3 +119,43 @@ def test_counted_costs_are_those_of_the_json():
     shown = re.findall(r"^\| .*? \| (\d\.\d{3} \| .*)$", text(), re.MULTILINE)
     assert len(shown) > 8
     assert set(shown) <= counted
+
+
+def pairs(tree):
+    """All pairs of a mean and its error in a result."""
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        if len(tree) == 2 and all(isinstance(x, float) for x in tree):
+            yield tree
+        for part in tree:
+            yield from pairs(part)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/evidence.md"])
+def test_every_mean_and_error_is_in_a_result(page):
+    results = (ROOT / "benchmarks" / "results").glob("*.json")
+    known = {
+        (f"{abs(mean):.{digits}f}", f"{error:.{digits}f}")
+        for path in results
+        for mean, error in pairs(json.loads(path.read_text(encoding="utf-8")))
+        for digits in (1, 2)
+    }
+    written = (ROOT / page).read_text(encoding="utf-8")
+    shown = re.findall(r"(\d+\.\d+) ± (\d+\.\d+)", written)
+    assert len(shown) > 20
+    assert set(shown) <= known
+
+
+def test_gains_on_other_tasks_are_those_of_the_json():
+    results = ROOT / "benchmarks" / "results" / "generalization.json"
+    summary = json.loads(results.read_text(encoding="utf-8"))["summary"]
+    rows = {}
+    for m in summary:
+        if m["method"] in ("SAM", "ASAM", "m-SAM", "momentum SAM") and m.get("gain"):
+            gains = m["gain"][0], m["gain_over_best_length"][0]
+            rows.setdefault(m["task"], []).append("{:+.1f} / {:+.1f}".format(*gains))
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    assert len(rows) > 5
+    for task, cells in rows.items():
+        assert f"| {task} | {' | '.join(cells)} |" in page
