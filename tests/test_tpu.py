@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -82,6 +83,7 @@ def measured(topology):
         "TPU_SKIP_MDS_QUERY": "1",
         # Or two of them at once abort, one on the other's lock file.
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1] / "benchmarks"),  # hlo.py
     }
     done = subprocess.run(
         [sys.executable, __file__, topology],
