@@ -121,6 +121,26 @@ def test_counted_costs_are_those_of_the_json():
     assert set(shown) <= counted
 
 
+def test_times_are_those_of_the_json():
+    results = ROOT / "benchmarks" / "results" / "cost.json"
+    networks = json.loads(results.read_text(encoding="utf-8"))["networks"].values()
+    flat = " ".join(text().split())
+    for rows in networks:
+        assert f"{rows['SAM']['time']['median']:.2f}" in flat
+        over = rows["SAM"]["over_contrib"]
+        low, high = over["interval"]
+        shown = rf"{over['median']:.2f} \([^()]*{low:.2f} to {high:.2f}\)"
+        assert re.search(shown, flat)
+
+
+def test_published_settings_are_the_same_on_both_pages():
+    published = text().split("## Which method, which rho, which m")[1]
+    rows = re.findall(r"^\|.*(?:20\d\d|Composer).* \|$", published, re.MULTILINE)
+    page = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    assert len(rows) > 8
+    assert not [row for row in rows if row not in page]
+
+
 def pairs(tree):
     """All pairs of a mean and its error in a result."""
     if isinstance(tree, dict):
