@@ -207,10 +207,8 @@ def program(task: Task, method: str):
 
 
 def run(plan: Plan, cell: Cell, seed: int, split: Split) -> dict[str, float]:
-    task, rng = plan.task, np.random.default_rng(seed)
-    size = task.train // task.batch * task.batch
-    rows = [rng.permutation(task.train)[:size] for _ in range(plan.epochs)]
-    order = np.concatenate(rows).reshape(-1, task.batch).astype(np.int32)
+    task = plan.task
+    order = training.order_of(task, plan.epochs, seed)
     params = training.initial(task)(jax.random.key(seed), split.train.images[:1]).params
     key = jax.random.fold_in(jax.random.key(seed), 1)
     strength = int(cell.strength) if SHIFTS in cell.method else float(cell.strength)
@@ -238,7 +236,10 @@ def measure_all(plan: Plan, path: Path) -> None:
         runs = Runs(path, Cell, ("runs",), progress)
         cells = itertools.chain.from_iterable(grids.values())
         runs.run("runs", cells, plan.tuning[:1], work, "all points")
-        best = {name: promising(plan, runs, grid) for name, grid in grids.items()}
+        best = {
+            name: runs.promising(grid, plan.tuning[0], plan.promising)
+            for name, grid in grids.items()
+        }
         cells = itertools.chain.from_iterable(best.values())
         runs.run("runs", cells, plan.tuning, work, "the best of them")
         chosen = {name: runs.best(grid, plan.tuning) for name, grid in best.items()}
@@ -259,13 +260,6 @@ def measure_all(plan: Plan, path: Path) -> None:
             },
         }
     )
-
-
-def promising(plan: Plan, runs: Runs, grid: list[Cell]) -> list[Cell]:
-    def validation(cell: Cell) -> float:
-        return round(runs.tables["runs"][cell][plan.tuning[0]]["validation"], 3)
-
-    return sorted(grid, key=validation, reverse=True)[: plan.promising]
 
 
 # --- what came out ------------------------------------------------------------------
@@ -380,9 +374,7 @@ def bar(axes: Axes, gain, place: float, colour: str, label: str | None) -> None:
 def main() -> None:
     options = report.parse(report.parser(__doc__, "complements.json"))
     path = options.out / "complements.json"
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=130)
+    console = report.console(130)
     if not options.redraw:
         measure_all(tiny_plan() if options.smoke else Plan(), path)
     result = json.loads(path.read_text(encoding="utf-8"))

@@ -588,9 +588,7 @@ def main() -> None:
     parser = report.parser(__doc__, "cost.json")
     parser.add_argument("--only", choices=PARTS, help="one of the parts")
     options = report.parse(parser)
-    path, console = options.out / "cost.json", Console()
-    if not console.is_terminal:
-        console = Console(width=130)
+    path, console = options.out / "cost.json", report.console(130)
     if not options.redraw:
         measure(options, path)
     print_tables(json.loads(path.read_text(encoding="utf-8")), console)

@@ -35,8 +35,9 @@ import report
 import training
 import tuning
 from methods import Method
-from tasks import MNIST, Examples, Task
-from tuning import Cell, Grid, Plan, product
+from runs import product
+from tasks import MNIST, Examples, Task, loaded
+from tuning import Cell, Grid, Plan
 
 from optax_sam import adaptive_ascent, climb_only, sharpness_aware, steepest_ascent
 
@@ -78,7 +79,7 @@ class Parts(NamedTuple):
 
 @functools.cache
 def parts(sizes: Sizes, seed: int) -> Parts:
-    data, rng = loaded(sizes.task), np.random.default_rng(seed)
+    data, rng = loaded(sizes.task.load), np.random.default_rng(seed)
     order = rng.permutation(len(data.labels))
     old = order[data.labels[order] < OLD]
     new = order[data.labels[order] >= OLD]
@@ -96,11 +97,6 @@ def evenly(labels: np.ndarray, where: np.ndarray, count: int) -> np.ndarray:
     each = count // OLD
     digits = range(OLD, 2 * OLD)
     return np.concatenate([where[labels[where] == digit][:each] for digit in digits])
-
-
-@functools.cache
-def loaded(task: Task) -> Examples:
-    return task.load()
 
 
 def pre_trained(sizes: Sizes, old: Examples, seed: int) -> dict:

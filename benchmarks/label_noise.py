@@ -469,9 +469,7 @@ def draw_curves(axes: Axes, rows: list[dict]) -> None:
 
 def main() -> None:
     options = parse_options()
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
+    console = report.console()
     path = options.out / "label_noise.json"
     if not options.redraw:
         chosen = [c for c in COMPARISONS if c.task.name in options.tasks]

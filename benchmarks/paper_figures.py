@@ -41,7 +41,6 @@ import paper_figures_report
 import report
 import training
 from methods import Method, Setting
-from rich.console import Console
 from runs import Runs, at_edge
 from tasks import MNIST, Examples, Split, Task
 
@@ -141,10 +140,8 @@ def mean_loss(task: Task, params, batch: Examples):
 
 
 def transformation(method: str, setting: Setting, optimizer):
-    if (
-        method == SECOND_ORDER
-    ):  # is a matter of door 2, and takes the place of SAM there
-        return optimizer
+    if method == SECOND_ORDER:
+        return optimizer  # the term is a matter of door 2: step_of
     return methods.transformation(METHODS[method], setting, optimizer)
 
 
@@ -369,9 +366,7 @@ def measure_all(plan: Plan, path: Path) -> None:
 def main() -> None:
     options = report.parse(report.parser(__doc__, "paper_figures.json"))
     path = options.out / "paper_figures.json"
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
+    console = report.console()
     if not options.redraw:
         measure_all(plan_of(options), path)
     result = json.loads(path.read_text(encoding="utf-8"))

@@ -400,9 +400,7 @@ def main() -> None:
     result = json.loads(path.read_text(encoding="utf-8"))
     result["summary"] = summary(result)
     report.write_json(path, result)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=130)
+    console = report.console(130)
     print_tables(result, console)
     console.print(f"Wrote {path}")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -72,6 +73,12 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
         options.out = Path(tempfile.mkdtemp()) if temporary else RESULTS
     options.out.mkdir(parents=True, exist_ok=True)
     return options
+
+
+def console(width: int = 140) -> Console:
+    """As wide as the terminal, or wide enough for the tables where there is none."""
+    made = Console()
+    return made if made.is_terminal else Console(width=width)
 
 
 def progress_bar() -> Progress:

@@ -5,6 +5,7 @@ Tables hold, for each cell and seed, a dictionary of what was measured. Points o
 are compared on validation images of the tuning seeds.
 """
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -54,10 +55,17 @@ class Runs:
 
         def validation(cell) -> float:
             found = self.tables["runs"][cell]
-            # So rounded that what was read from the file ties as it did before.
-            return round(np.mean([found[seed]["validation"] for seed in seeds]), 3)
+            return rounded_mean([found[seed]["validation"] for seed in seeds])
 
         return max(cells, key=validation)
+
+    def promising(self, cells: Iterable[Any], seed: int, count: int) -> list:
+        """The best few on the validation images of one seed, the best first."""
+
+        def validation(cell) -> float:
+            return rounded_mean([self.tables["runs"][cell][seed]["validation"]])
+
+        return sorted(cells, key=validation, reverse=True)[:count]
 
     def save_now_and_then(self) -> None:
         if time.monotonic() - self.saved > SAVE_EVERY:
@@ -79,6 +87,16 @@ class Runs:
         report.write_json(part, {**report.provenance(), **(more or {}), **tables})
         part.replace(self.path)
         self.saved = time.monotonic()
+
+
+def rounded_mean(values) -> float:
+    """So that what was read from the file ties as it did in the run."""
+    return round(float(np.mean(values)), 3)
+
+
+def product(*axes) -> tuple[tuple[float, float], ...]:
+    """All points of a grid, in the order of its axes."""
+    return tuple(itertools.product(*axes))
 
 
 def written(table: dict) -> list[dict]:

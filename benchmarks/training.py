@@ -143,6 +143,14 @@ def optimizer(kind: Kind, settings: Settings, steps, schedule=None):
     )
 
 
+def order_of(task: Task, epochs: int, seed: int) -> np.ndarray:
+    """The examples of every step; depends on the seed alone, as do initial weights."""
+    rng = np.random.default_rng(seed)
+    size = task.train // task.batch * task.batch
+    rows = [rng.permutation(task.train)[:size] for _ in range(epochs)]
+    return np.concatenate(rows).reshape(-1, task.batch).astype(np.int32)
+
+
 @functools.cache
 def initial(task: Task):
     """A new network from a key and an image of the right size."""

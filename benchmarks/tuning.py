@@ -26,7 +26,6 @@ import report
 import runs
 import training
 import tuning_report
-from rich.console import Console
 
 BASE, TWICE, BEST = "base", "base, 2x epochs", "base, best length"
 CONTROL = "micro-batches, ρ = 0"
@@ -98,10 +97,6 @@ class Plan:
         }
 
 
-def product(*axes) -> tuple[tuple[float, float], ...]:
-    return tuple(itertools.product(*axes))
-
-
 # --- training -----------------------------------------------------------------------
 
 
@@ -163,15 +158,6 @@ class Kept(runs.Runs):
     def save(self, more: dict | None = None) -> None:
         super().save({**self.header, **(more or {})})
 
-    def best(self, cells, seeds) -> Cell:
-        """The highest mean accuracy on validation images."""
-
-        def validation(cell: Cell) -> float:
-            found = self.tables["runs"][cell]
-            return rounded_mean([found[seed]["validation"] for seed in seeds])
-
-        return max(cells, key=validation)
-
 
 def measure(plan: Plan, path: Path, work: Callable[[Cell, int], dict]) -> None:
     """All that is missing, task by task."""
@@ -194,10 +180,8 @@ def measure(plan: Plan, path: Path, work: Callable[[Cell, int], dict]) -> None:
 
 
 def promising(plan: Plan, kept: Kept, cells: list[Cell]) -> list[Cell]:
-    def validation(cell: Cell) -> float:
-        return kept.tables["runs"][cell][plan.tuning[0]]["validation"]
-
-    best = sorted(cells, key=validation, reverse=True)[: plan.promising]
+    """In the order of the grid, of which the first of equals is taken in the end."""
+    best = kept.promising(cells, plan.tuning[0], plan.promising)
     return [cell for cell in cells if cell in best]
 
 
@@ -223,12 +207,7 @@ def chosen(result: dict, cells: list[Cell]) -> Cell | None:
     found = {c: values(result, c, "validation", seeds) for c in cells if c in best}
     if any(value is None for value in found.values()):
         return None
-    return max(found, key=lambda cell: rounded_mean(found[cell]))
-
-
-def rounded_mean(values) -> float:
-    """So that of two equal means the first of the grid is taken, in any arithmetic."""
-    return round(float(np.mean(values)), 6)
+    return max(found, key=lambda cell: runs.rounded_mean(found[cell]))
 
 
 def summary(result: dict) -> list[dict]:
@@ -280,9 +259,7 @@ def gain(tests: dict, name: str, other: str) -> tuple[float, float] | None:
 
 def main(plan: Plan, options: argparse.Namespace, name: str, title: str, work) -> None:
     """Measure what is missing, then table, picture and summary from the file."""
-    path, console = options.out / f"{name}.json", Console()
-    if not console.is_terminal:
-        console = Console(width=140)
+    path, console = options.out / f"{name}.json", report.console()
     if not options.redraw:
         measure(plan, path, work)
     result = json.loads(path.read_text(encoding="utf-8"))

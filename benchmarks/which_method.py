@@ -45,8 +45,8 @@ import optax
 import report
 import training
 import which_method_report
-from rich.console import Console
-from tasks import BATCH_NORM_MOMENTUM, DIGITS, MNIST, Examples, Split, Task
+from runs import product
+from tasks import BATCH_NORM_MOMENTUM, DIGITS, MNIST, Examples, Split, Task, loaded
 
 import optax_sam
 
@@ -95,10 +95,6 @@ class Grid:
         alphas = ALPHAS if name.startswith("LookSAM") else (0.3,)
         grid = itertools.product(self.family, self.rhos[name], alphas)
         return [Point(*pair, rho, alpha) for pair, rho, alpha in grid]
-
-
-def product(*axes) -> tuple[tuple[float, float], ...]:
-    return tuple(itertools.product(*axes))
 
 
 GRIDS = (
@@ -214,11 +210,6 @@ def program(task: Task, name: str, m: int, steps: int):
     return train
 
 
-@functools.cache
-def loaded(task: Task) -> Examples:
-    return task.load()
-
-
 def training_losses(task: Task, batch_stats, params, batch: Examples):
     """Of each example, with the statistics of the batch it came in."""
     variables = {"params": params, "batch_stats": batch_stats}
@@ -244,14 +235,6 @@ def averages(task: Task):
         return network._replace(batch_stats=whole)
 
     return of
-
-
-def order_of(task: Task, epochs: int, seed: int) -> np.ndarray:
-    """The examples of every step; depends on the seed alone, as do initial weights."""
-    rng = np.random.default_rng(seed)
-    size = task.train // task.batch * task.batch
-    rows = [rng.permutation(task.train)[:size] for _ in range(epochs)]
-    return np.concatenate(rows).reshape(-1, task.batch).astype(np.int32)
 
 
 # --- all runs, kept in a file -------------------------------------------------------
@@ -325,7 +308,7 @@ class Bench:
 
     def split(self, task: Task, seed: int) -> Split:
         if (task.name, seed) not in self.splits:
-            split = task.split(loaded(task), seed)
+            split = task.split(loaded(task.load), seed)
             self.splits[task.name, seed] = jax.device_put(split)
         return self.splits[task.name, seed]
 
@@ -333,7 +316,7 @@ class Bench:
         """The accuracy on validation and on test images, in percent."""
         grid = self.grids[cell.task]
         task, split = grid.task, self.split(grid.task, seed)
-        order = order_of(task, cell.epochs, seed)
+        order = training.order_of(task, cell.epochs, seed)
         network = training.initial(task)(jax.random.key(seed), split.train.images[:1])
         train = program(task, cell.method, grid.m, len(order))
         key = jax.random.fold_in(jax.random.key(seed), 1)
@@ -549,9 +532,7 @@ def alphas(bench: Bench) -> list[dict]:
 def main() -> None:
     options = report.parse(report.parser(__doc__, "which_method.json"))
     path = options.out / "which_method.json"
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
+    console = report.console()
     if not options.redraw:
         options.out.mkdir(parents=True, exist_ok=True)
         measure(options, path)

@@ -20,7 +20,7 @@ import training
 import tuning
 import tuning_report
 import which_method
-from tasks import MNIST, Examples
+from tasks import MNIST, Examples, loaded
 from training import Kind, Settings
 from tuning import BASE, BEST, TWICE, Cell
 
@@ -303,14 +303,9 @@ def of_m_sharpness():
 
 
 def accuracy_of(kind, settings, epochs, seed):
-    split = jax.device_put(MNIST.split(loaded(), seed))
+    split = jax.device_put(MNIST.split(loaded(MNIST.load), seed))
     *_, (_, network, _) = training.run(MNIST, kind, settings, epochs, seed, split.train)
     return 100 * float(evaluation.accuracy(MNIST)(network, split.test))
-
-
-@functools.cache
-def loaded():
-    return MNIST.load()
 
 
 def of_which_method():
