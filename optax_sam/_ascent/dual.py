@@ -128,10 +128,11 @@ def dual_vector(
     # Entries between -1 and 1: no square overflows, and none that matters vanishes. (Up
     # to 4 at the very end of the range, where the inverse would be no normal number.)
     scale = jnp.where(usable, jnp.minimum(largest, 1 / smallest), 1)
-    unit = jax.tree.map(lambda g: jnp.where(usable, g, 0) / scale, wide)
+    unit = jax.tree.map(lambda g: g / scale, wide)
     shape = jax.tree.map(_profile(order), unit)
     norm = _norm(shape, order, usable, axis_name)
-    return jax.tree.map(lambda v: v / norm.astype(v.dtype), shape)
+    # Chosen at the end only: XLA would store the entries for the norm to read.
+    return jax.tree.map(lambda v: jnp.where(usable, v / norm.astype(v.dtype), 0), shape)
 
 
 def two_norm(tree: Tree) -> jax.Array:
