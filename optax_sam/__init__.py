@@ -8,6 +8,7 @@ from optax_sam._aliases import sam as sam
 from optax_sam._aliases import wsam as wsam
 from optax_sam._ascent import adaptive_ascent as adaptive_ascent
 from optax_sam._ascent import climb_only as climb_only
+from optax_sam._ascent import coarse_uniform as coarse_uniform
 from optax_sam._ascent import friendly_ascent as friendly_ascent
 from optax_sam._ascent import random_ascent as random_ascent
 from optax_sam._ascent import steepest_ascent as steepest_ascent

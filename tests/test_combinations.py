@@ -89,11 +89,11 @@ def indexed(setting):
 # Ascents: `climb(g, w, memory, index, t)`, and the next memory from the average of g.
 
 
-def random_climb(g, w, memory, index, t):
+def random_climb(g, w, memory, index, t, draw=jax.random.normal):
     key = jax.random.fold_in(fold(KEY, index), t)
     tree = jax.tree.map(jnp.asarray, TANH_START)
     leaves = [
-        jax.random.normal(jax.random.fold_in(key, i), x.shape)
+        draw(jax.random.fold_in(key, i), x.shape, x.dtype)
         for i, x in enumerate(jax.tree.leaves(tree))
     ]
     return RHO * unit(np.concatenate([np.ravel(x) for x in leaves]))
@@ -324,11 +324,11 @@ def momentum_loop(setting):
 
 
 def random_loop(setting, policy):
-    w, drawn, seen = START, 0, []
+    w, drawn, seen, draw = START, 0, [], optax_sam.coarse_uniform
     for climbing in POLICIES[policy][1]():
         outs = []
         for rows, index in indexed(setting):
-            climb = random_climb(None, w, None, index, drawn) if climbing else 0
+            climb = random_climb(0, w, None, index, drawn, draw) if climbing else 0
             outs.append(gradient(w + climb, rows))
         drawn += climbing
         w = w - LEARNING_RATE * np.mean(outs, 0)

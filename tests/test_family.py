@@ -334,16 +334,48 @@ def test_random_perturbation():
     assert np.abs(on_quadratic(tx, calls=2) - one).max() > 1e-3
 
 
-def test_random_perturbations_scatter_as_they_must():
-    """Over the circle: mean g, covariance rho^2 H^2 / 2 = diag(0.125, 2)."""
+SAMPLERS = {"coarse": optax_sam.coarse_uniform, "normal": jax.random.normal}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_random_perturbations_scatter_as_they_must(name):
+    """Mean g, covariance rho^2 H^2 / 2 = diag(0.125, 2)."""
 
     def out(key):
-        tx = optax_sam.random_perturbation(0.5, key)
+        tx = optax_sam.random_perturbation(0.5, key, sampler=SAMPLERS[name])
         return tx.update(None, tx.init(START), START, value_fn=quadratic)[0]
 
     outs = quick_jit(jax.vmap(out))(jax.random.split(KEY, 4096))
     assert_close(outs.mean(0), CLEAN, 0.1)
     assert_close(np.cov(outs.T), np.diag([0.125, 2.0]), 0.05)
+
+
+def test_a_random_perturbation_draws_from_what_is_asked_for():
+    tx = optax_sam.random_perturbation(0.5, KEY, sampler=jax.random.normal)
+    ascent = optax_sam.random_ascent(0.5, KEY)
+    climb, _ = ascent.update(START, ascent.init(START))
+    assert_close(on_quadratic(tx), np.array(CLEAN) + np.asarray(HESSIAN) @ climb)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 0), (5, 7), (3, 3, 1, 16)])
+def test_coarse_uniform_numbers_are_odd_parts_of_255(shape):
+    numbers = optax_sam.coarse_uniform(KEY, shape, jnp.float32)
+    assert numbers.shape == shape
+    assert numbers.dtype == jnp.float32
+    levels = 255 * np.asarray(numbers, np.float64)
+    np.testing.assert_allclose(levels, np.round(levels), atol=1e-4)
+    np.testing.assert_array_equal(np.round(levels) % 2, np.ones(shape))
+
+
+def test_coarse_uniform_numbers_are_uniform_and_independent():
+    """Mean 0, covariance (256^2 - 1) / 3 / 255^2, also within a word: 5 sigma."""
+    count = 50_000
+    levels = 255 * np.asarray(optax_sam.coarse_uniform(KEY, (count, 10)), np.float64)
+    variance = (256**2 - 1) / 3
+    covariance = levels.T @ levels / count / variance
+    moments = np.column_stack([levels.mean(0) / variance**0.5, covariance - np.eye(10)])
+    assert np.abs(moments).max() < 5 / np.sqrt(count)
+    assert np.unique(np.round(levels)).size == 256
 
 
 MASKED = {

@@ -129,7 +129,7 @@ def test_times_are_those_of_the_json():
         assert f"{rows['SAM']['time']['median']:.2f}" in flat
         over = rows["SAM"]["over_contrib"]
         low, high = over["interval"]
-        shown = rf"{over['median']:.2f} \([^()]*{low:.2f} to {high:.2f}\)"
+        shown = rf"{over['mean']:.2f} \([^()]*{low:.2f} to {high:.2f}\)"
         assert re.search(shown, flat)
 
 

@@ -1,5 +1,6 @@
 """A climb in a random direction: the control experiment."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,9 @@ from optax_sam._ascent.radius import check_rho, scale_to
 from optax_sam._sub_batches import own_key
 from optax_sam._types import Ascent, Rho, Tree
 
+#: As JAX's own: (key, shape, dtype) -> array.
+Sampler = Callable[[jax.Array, Sequence[int], Any], jax.Array]
+
 
 class RandomAscentState(NamedTuple):
     """The key, and how many climbs were drawn from it."""
@@ -19,8 +23,45 @@ class RandomAscentState(NamedTuple):
     step: jax.Array
 
 
-def random_ascent(rho: Rho, key: jax.Array) -> Ascent:
-    r"""A climb of norm rho in a uniformly random direction of the whole tree.
+def coarse_uniform(
+    key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
+) -> jax.Array:
+    r"""Uniform random numbers between -1 and 1, of one random byte each; never zero.
+
+    .. math:: z_i \in \{-255, -253, \dots, 255\} / 255
+
+    Their directions have the mean and the covariance of normal ones, and cost a
+    fraction: `jax.random.normal` draws four bytes and inverts a distribution.
+
+    Args:
+      key: a JAX random key.
+      shape: of the array.
+      dtype: of the array, a float.
+
+    Returns:
+      An array of `shape` and `dtype`.
+
+    Raises:
+      TypeError: `key` is no random key.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax_sam
+      >>> z = optax_sam.coarse_uniform(jax.random.key(0), (3,))
+      >>> jnp.round(255 * z)
+      Array([ 79., -97.,  53.], dtype=float32)
+
+    Reference: none; a sampler as those of `jax.random`.
+    """
+    *rows, columns = shape or (1,)
+    words = jax.random.bits(key, (*rows, -(-columns // 4)), jnp.uint32)
+    octets = words.view(jnp.uint8)[..., :columns].astype(jnp.int32)
+    return (2 * octets - 255).astype(dtype).reshape(shape) / 255
+
+
+def random_ascent(
+    rho: Rho, key: jax.Array, sampler: Sampler = jax.random.normal
+) -> Ascent:
+    r"""A climb of norm rho in a random direction of the whole tree.
 
     .. math:: \epsilon = \rho \frac{z}{\|z\|_2}, \quad z \sim N(0, I)
 
@@ -32,6 +73,8 @@ def random_ascent(rho: Rho, key: jax.Array) -> Ascent:
       rho: radius of the climb, in the 2-norm of the whole tree. A number, a traced
         scalar or a schedule of the step.
       key: a JAX random key; step t draws from `fold_in(key, t)`.
+      sampler: draws z, leaf by leaf, from (key, shape, dtype). With JAX's `normal`
+        all directions are equally likely; `coarse_uniform` is the cheaper one.
 
     Returns:
       An ascent whose state holds the key and a counter (so door 1 only). The climb
@@ -61,7 +104,7 @@ def random_ascent(rho: Rho, key: jax.Array) -> Ascent:
         updates: Tree, state: RandomAscentState, params: Tree | None = None
     ) -> tuple[Tree, RandomAscentState]:
         like = params if updates is None else updates
-        noise = _normal_like(jax.random.fold_in(state.key, state.step), like)
+        noise = _draw(sampler, jax.random.fold_in(state.key, state.step), like)
         radius = rho(state.step) if callable(rho) else rho
         climb = scale_to(dual_vector(noise), radius, like)
         return climb, state._replace(step=optax.safe_increment(state.step))
@@ -69,12 +112,12 @@ def random_ascent(rho: Rho, key: jax.Array) -> Ascent:
     return optax.GradientTransformation(init, update)
 
 
-def _normal_like(key: jax.Array, tree: Tree) -> Tree:
+def _draw(sampler: Sampler, key: jax.Array, tree: Tree) -> Tree:
     leaves, structure = jax.tree.flatten(tree)
 
-    def normal(index: int, x: Any) -> jax.Array:
-        return jax.random.normal(
-            jax.random.fold_in(key, index), jnp.shape(x), widen(x).dtype
-        )
+    def noise(index: int, x: Any) -> jax.Array:
+        return sampler(jax.random.fold_in(key, index), jnp.shape(x), widen(x).dtype)
 
-    return jax.tree.unflatten(structure, [normal(i, x) for i, x in enumerate(leaves)])
+    # Drawn once: XLA would draw anew for the norm, and again for the climb.
+    drawn = [noise(i, x) for i, x in enumerate(leaves)]
+    return jax.tree.unflatten(structure, jax.lax.optimization_barrier(drawn))
