@@ -449,17 +449,13 @@ def turn(name: str, network: Network) -> Callable[[], float]:
     return run
 
 
-def timings(network: Network, names, rounds: int, tick) -> dict[str, dict]:
+def timings(made: Callable[[], list[Network]], number: int, names, rounds: int) -> dict:
     """Every method in turn with the base."""
-    turns = {}
-    for name in names:
-        turns[name] = turn(name, network)
-        tick(f"{network.name}: compiling {name}")
+    network = made()[number]
+    turns = {name: turn(name, network) for name in names}
     seconds = {name: [] for name in names if name != "base"}
-    for number in range(rounds):
-        for name, found in seconds.items():
-            found.append(in_turn(turns[name], turns["base"], number))
-        tick(f"{network.name}: round {number + 1}")
+    for n, (name, found) in itertools.product(range(rounds), seconds.items()):
+        found.append(in_turn(turns[name], turns["base"], n))
     base = [other for found in seconds.values() for _, other in found]
     return {"base": {"milliseconds": milliseconds(base)}} | {
         name: {
@@ -474,8 +470,7 @@ def against_contrib(made, number: int, processes: int, tick) -> dict[str, dict]:
     """SAM in turn with Optax's own: the mean over processes of the median ratios."""
     medians = []
     for _ in range(processes):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            medians.append(fresh.submit(median_over_contrib, made, number).result())
+        medians.append(alone(median_over_contrib, made, number))
         tick(f"network {number + 1}: SAM and {CONTRIB}")
     interval = stats.ttest_1samp(medians, 1).confidence_interval(0.95)
     over = {"mean": statistics.mean(medians), "interval": interval, "medians": medians}
@@ -487,6 +482,12 @@ def median_over_contrib(made: Callable[[], list[Network]], number: int) -> float
     ours, theirs = turn("SAM", network), turn(CONTRIB, network)
     found = [in_turn(ours, theirs, turns) for turns in range(CONTRIB_ROUNDS)]
     return statistics.median(own / other for own, other in found)
+
+
+def alone(function, *args):
+    """In a fresh process: with one device, as a user has it."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(function, *args).result()
 
 
 def in_turn(first, second, number: int) -> tuple[float, float]:
@@ -620,10 +621,9 @@ def measure(options: argparse.Namespace, path: Path) -> None:
     rows = old.get("networks") or {n.name: {m: {} for m in names} for n in chosen}
     found = {"steps": STEPS, "rounds": rounds, "bars": bars, "networks": rows}
     with report.progress_bar() as progress:
-        # One tick for each method counted, one for each compiled, one for each round.
         work = {
             "counts": len(names),
-            "times": len(names) + rounds,
+            "times": 1,
             "contrib": processes,
         }
         bar = progress.add_task("", total=len(chosen) * sum(work[p] for p in parts))
@@ -631,9 +631,13 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         def tick(text: str) -> None:
             progress.update(bar, advance=1, description=text)
 
+        def timed(number: int) -> dict[str, dict]:
+            tick(f"network {number + 1}: every method in turn with the base")
+            return alone(timings, made, number, names, rounds)
+
         do = {
             "counts": lambda i: counts(chosen[i], names, i == 0, tick),
-            "times": lambda i: timings(chosen[i], names, rounds, tick),
+            "times": timed,
             "contrib": lambda i: against_contrib(made, i, processes, tick),
         }
         for number, part in itertools.product(range(len(chosen)), parts):
