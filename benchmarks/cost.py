@@ -5,7 +5,8 @@ that scans over its layers; steps as the README shows them, the loss returned. A
 a multiple of the base optimizer's step (SGD with momentum, AdamW for the decoder).
 
 - FLOPs, as XLA counts them. It counts the body of a loop once, so bodies are multiplied
-  by their trips: a body unrolled twice tells what one trip has. Where a method skips,
+  by their trips: a body unrolled twice tells what one trip has (and for the rounds of
+  the random generator the program's text, integer operations). Where a method skips,
   each branch is compiled alone (on a step that is known) and weighted by how often it
   is taken. The whole decoder unrolled must give the same.
 - Evaluations of the loss that really ran, in batches: a callback in the loss counts the
@@ -331,7 +332,8 @@ def program(name: str, network: Network, unroll: int = 1, t: int | None = None):
     if t is not None and " conditional(" in compiled.as_text():
         raise RuntimeError(f"{name}: XLA kept both branches of step {t}")
     memory = compiled.memory_analysis().temp_size_in_bytes
-    return compiled.cost_analysis()["flops"], memory
+    counted_once = compiled.cost_analysis()["flops"]
+    return counted_once + hlo.rounds_not_counted(compiled.as_text()), memory
 
 
 def counted(name: str, network: Network, unroll: int, t: int | None) -> float:

@@ -96,7 +96,7 @@ def random_perturbation(
     rho: Rho,
     key: jax.Array,
     *,
-    sampler: Sampler = coarse_uniform,
+    sampler: Sampler | None = None,
     climb_dtype: Any = None,
     **options: Unpack[SubBatchOptions],
 ) -> SharpnessAware:
@@ -113,10 +113,11 @@ def random_perturbation(
         A number, a traced scalar or a schedule of the step.
       key: a JAX random key; step t draws from `fold_in(key, t)`, every sub-batch its
         own.
-      sampler: draws z, leaf by leaf, from (key, shape, dtype). One random byte for
-        each weight costs little. Published is `jax.random.normal`: the climb has the
-        same norm, mean and covariance, rho^2 / d each, but to draw it can take a third
-        of the time of a small network's gradient.
+      sampler: draws z, leaf by leaf, from (key, shape, dtype). `None` is
+        `coarse_uniform`, one random byte for each weight. Published is
+        `jax.random.normal`: the climb has the same norm, mean and covariance, but to
+        draw it can take a third of the time of a small network's gradient. (Under
+        `optax.inject_hyperparams` name it in `static_args`.)
       climb_dtype, has_aux, microbatch_size, axis_name, mesh, at_once: as for
         `sharpness_aware`.
 
@@ -140,7 +141,7 @@ def random_perturbation(
 
     Reference: Foret et al. 2021, appendix C.5 (adversarial against random).
     """
-    ascent = random_ascent(rho, key, sampler)
+    ascent = random_ascent(rho, key, sampler or coarse_uniform)
     return climb_without_gradient(ascent, climb_dtype, SubBatches(**options))
 
 

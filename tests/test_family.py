@@ -357,6 +357,16 @@ def test_a_random_perturbation_draws_from_what_is_asked_for():
     assert_close(on_quadratic(tx), np.array(CLEAN) + np.asarray(HESSIAN) @ climb)
 
 
+def test_a_sampler_is_static_where_rho_is_injected():
+    make = optax_sam.random_perturbation
+    inject = optax.inject_hyperparams(make, static_args=("sampler",))
+    for sampler in (None, jax.random.normal):
+        injected = inject(rho=0.5, key=KEY, sampler=sampler)
+        assert_close(
+            on_quadratic(injected), on_quadratic(make(0.5, KEY, sampler=sampler))
+        )
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 0), (5, 7), (3, 3, 1, 16)])
 def test_coarse_uniform_numbers_are_odd_parts_of_255(shape):
     numbers = optax_sam.coarse_uniform(KEY, shape, jnp.float32)

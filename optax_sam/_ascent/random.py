@@ -58,9 +58,7 @@ def coarse_uniform(
     return (2 * octets - 255).astype(dtype).reshape(shape) / 255
 
 
-def random_ascent(
-    rho: Rho, key: jax.Array, sampler: Sampler = jax.random.normal
-) -> Ascent:
+def random_ascent(rho: Rho, key: jax.Array, sampler: Sampler | None = None) -> Ascent:
     r"""A climb of norm rho in a random direction of the whole tree.
 
     .. math:: \epsilon = \rho \frac{z}{\|z\|_2}, \quad z \sim N(0, I)
@@ -73,8 +71,10 @@ def random_ascent(
       rho: radius of the climb, in the 2-norm of the whole tree. A number, a traced
         scalar or a schedule of the step.
       key: a JAX random key; step t draws from `fold_in(key, t)`.
-      sampler: draws z, leaf by leaf, from (key, shape, dtype). With JAX's `normal`
-        all directions are equally likely; `coarse_uniform` is the cheaper one.
+      sampler: draws z, leaf by leaf, from (key, shape, dtype). `None` is
+        `jax.random.normal`, with which all directions are equally likely;
+        `coarse_uniform` is cheaper. (Under `optax.inject_hyperparams` name it in
+        `static_args`.)
 
     Returns:
       An ascent whose state holds the key and a counter (so door 1 only). The climb
@@ -95,6 +95,7 @@ def random_ascent(
     Reference: Foret et al. 2021, appendix C.5 (adversarial against random).
     """
     check_rho(rho)
+    draw = jax.random.normal if sampler is None else sampler
 
     def init(params: Tree) -> RandomAscentState:
         del params
@@ -104,7 +105,7 @@ def random_ascent(
         updates: Tree, state: RandomAscentState, params: Tree | None = None
     ) -> tuple[Tree, RandomAscentState]:
         like = params if updates is None else updates
-        noise = _draw(sampler, jax.random.fold_in(state.key, state.step), like)
+        noise = _noise_like(like, draw, jax.random.fold_in(state.key, state.step))
         radius = rho(state.step) if callable(rho) else rho
         climb = scale_to(dual_vector(noise), radius, like)
         return climb, state._replace(step=optax.safe_increment(state.step))
@@ -112,11 +113,11 @@ def random_ascent(
     return optax.GradientTransformation(init, update)
 
 
-def _draw(sampler: Sampler, key: jax.Array, tree: Tree) -> Tree:
+def _noise_like(tree: Tree, draw: Sampler, key: jax.Array) -> Tree:
     leaves, structure = jax.tree.flatten(tree)
 
     def noise(index: int, x: Any) -> jax.Array:
-        return sampler(jax.random.fold_in(key, index), jnp.shape(x), widen(x).dtype)
+        return draw(jax.random.fold_in(key, index), jnp.shape(x), widen(x).dtype)
 
     # Drawn once: XLA would draw anew for the norm, and again for the climb.
     drawn = [noise(i, x) for i, x in enumerate(leaves)]
