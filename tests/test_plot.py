@@ -25,6 +25,7 @@ BOWL = T[:, None] ** 2 + 2 * T[:15] ** 2 + 1  # (21, 15), so no axis can be swap
 
 @pytest.fixture(autouse=True)
 def closed():
+    plt.close("all")  # what other files have left open
     yield
     plt.close("all")
 
