@@ -28,21 +28,17 @@ def rounds_not_counted(text: str) -> int:
     Threefry's rounds are a loop on the CPU, and XLA counts the body of a loop once.
     """
     bodies, _ = computations(text)
+    total = 0
+    for loop in filter(None, map(LOOP.search, text.splitlines())):
+        body, trips = loop.groups()
+        rounds = inside(bodies, body)
+        if " shift-left(" in rounds:
+            total += (int(trips) - 1) * sum(map(size, INTEGER.findall(rounds)))
+    return total
 
-    def operations(name: str) -> int:
-        return sum(
-            math.prod(map(int, filter(None, found[1].split(","))))
-            for line in bodies[name]
-            if (found := INTEGER.search(line))
-        ) + sum(map(operations, CALLS.findall("\n".join(bodies[name]))))
 
-    loops = filter(None, map(LOOP.search, text.splitlines()))
-    of_generator = [
-        (body, trips)
-        for body, trips in (loop.groups() for loop in loops)
-        if " shift-left(" in inside(bodies, body)
-    ]
-    return sum((int(trips) - 1) * operations(body) for body, trips in of_generator)
+def size(dimensions: str) -> int:
+    return math.prod(map(int, filter(None, dimensions.split(","))))
 
 
 def inside(bodies: dict[str, list[str]], name: str) -> str:

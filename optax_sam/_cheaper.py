@@ -6,7 +6,6 @@ import jax
 
 from optax_sam._aliases import one_ascent
 from optax_sam._ascent import coarse_uniform, random_ascent
-from optax_sam._ascent.random import Sampler
 from optax_sam._ascent.some_leaves import some_leaves
 from optax_sam._checks import check_k
 from optax_sam._climb import Climber
@@ -19,7 +18,7 @@ from optax_sam._part_of_batch import (
     climb_by_a_part,
     descend_where_loss_rose,
 )
-from optax_sam._types import Ascent, Rho, Scalar, SharpnessAware
+from optax_sam._types import Ascent, Rho, Sampler, Scalar, SharpnessAware
 
 
 @product
@@ -115,9 +114,9 @@ def random_perturbation(
         own.
       sampler: draws z, leaf by leaf, from (key, shape, dtype). `None` is
         `coarse_uniform`, one random byte for each weight. Published is
-        `jax.random.normal`: the climb has the same norm, mean and covariance, but to
-        draw it can take a third of the time of a small network's gradient. (Under
-        `optax.inject_hyperparams` name it in `static_args`.)
+        `jax.random.normal`: the climb has the same norm, mean and covariance, but
+        takes longer to draw. (Under `optax.inject_hyperparams` name it in
+        `static_args`.)
       climb_dtype, has_aux, microbatch_size, axis_name, mesh, at_once: as for
         `sharpness_aware`.
 

@@ -6,7 +6,7 @@ which an optimizer's updates already point downhill, is not touched: a SAM
 transformation replaces the gradient, and whatever stands behind it descends.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -23,6 +23,9 @@ Scalar: TypeAlias = float | jax.Array
 
 #: The radius of a climb: a number, or a schedule of the step (door 1 only).
 Rho: TypeAlias = Scalar | Callable[[Any], Any]
+
+#: `sampler(key, shape, dtype) -> array` of random numbers, as those of `jax.random`.
+Sampler: TypeAlias = Callable[[jax.Array, Sequence[int], Any], jax.Array]
 
 #: `combine(clean, climbed) -> gradient`: which gradient comes out.
 Combine: TypeAlias = Callable[[Tree, Tree], Tree]

@@ -1,6 +1,6 @@
 """A climb in a random direction: the control experiment."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +10,7 @@ import optax
 from optax_sam._ascent.dual import dual_vector, widen
 from optax_sam._ascent.radius import check_rho, scale_to
 from optax_sam._sub_batches import own_key
-from optax_sam._types import Ascent, Rho, Tree
-
-#: As JAX's own: (key, shape, dtype) -> array.
-Sampler = Callable[[jax.Array, Sequence[int], Any], jax.Array]
+from optax_sam._types import Ascent, Rho, Sampler, Tree
 
 
 class RandomAscentState(NamedTuple):
