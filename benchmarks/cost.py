@@ -619,7 +619,7 @@ def measure(options: argparse.Namespace, path: Path) -> None:
     if options.smoke:
         chosen = chosen[:1]
     parts = [options.only] if options.only else PARTS
-    old = json.loads(path.read_text(encoding="utf-8")) if options.only else {}
+    old = report.earlier(path) if options.only else {}
     rows = old.get("networks") or {n.name: {m: {} for m in names} for n in chosen}
     found = {"steps": STEPS, "rounds": rounds, "bars": bars, "networks": rows}
     with report.progress_bar() as progress:

@@ -10,10 +10,9 @@ paired ratios. Theory allows SAM 2.00.
 40 % wrong labels) over m x rho x seed, all radii and seeds side by side.
 
 Writes gpu.json and gpu_surface.json. Each takes at most 8 minutes on one GPU: what
-does not fit is printed as "not run". `--smoke` runs tiny sizes on any machine.
+does not fit is printed as "not run". `--smoke` does both on any machine.
 """
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -440,20 +439,15 @@ def merged(path: Path, rows: list[dict], device: str) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.parser(__doc__)
     parser.add_argument("--surface", action="store_true", help="train, do not time")
-    parser.add_argument("--smoke", action="store_true", help="both, at tiny sizes")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="at most")
     parser.add_argument(
         "--only",
         default="",
         help="networks whose name has this in it; the others' rows are kept",
     )
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = report.parse(parser)
     done = {}
     if options.smoke or not options.surface:
         done["gpu.json"] = run_timings(options.smoke, options.only, options.minutes)
@@ -464,7 +458,7 @@ def main() -> None:
         result = {**report.provenance(), "device": device, "settings": settings}
         rows = merged(options.out / name, rows, device)
         report.write_json(options.out / name, {**result, "rows": rows})
-        print(f"written: {name}")
+        print(f"Wrote {options.out / name}")
 
 
 if __name__ == "__main__":

@@ -111,7 +111,9 @@ def main() -> None:
     print_table(rows, Console())
     seconds = time.perf_counter() - start
     result = {**report.provenance(), "seconds": seconds, "rows": rows}
-    report.write_json(options.out / "half_precision.json", result)
+    path = options.out / "half_precision.json"
+    report.write_json(path, result)
+    print(f"Wrote {path}")
 
 
 if __name__ == "__main__":

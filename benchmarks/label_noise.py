@@ -475,7 +475,6 @@ def main() -> None:
         chosen = [c for c in COMPARISONS if c.task.name in options.tasks]
         if options.smoke:
             chosen = [tiny(comparison) for comparison in chosen]
-        options.out.mkdir(parents=True, exist_ok=True)
         report.write_json(path, measure(chosen, options.seeds))
     # Tables and picture are of what the file holds.
     result = json.loads(path.read_text(encoding="utf-8"))

@@ -214,13 +214,15 @@ def main() -> None:
     parser = report.parser(__doc__, "m_sharpness.json")
     parser.add_argument("--seeds", default=SEEDS, help="FIRST-LAST")
     options = report.parse(parser)
+    path = options.out / "m_sharpness.json"
     if options.redraw:
-        old = json.loads((options.out / "m_sharpness.json").read_text())
+        old = json.loads(path.read_text(encoding="utf-8"))
         rhos = {int(m): tuple(of_m) for m, of_m in old["rhos"].items()}
         rows = summarize(old["runs"], rhos)
         print_table(rows, Console())
-        report.write_json(options.out / "m_sharpness.json", old | {"summary": rows})
-        return picture(rows, options.out / "m_sharpness.png")
+        report.write_json(path, old | {"summary": rows})
+        picture(rows, path.with_suffix(".png"))
+        return print(f"Wrote {path} and its picture, .png")
     first, last = map(int, options.seeds.split("-"))
     seeds, rhos, optimizers, epochs = range(first, last + 1), RHOS, LR_DECAY, EPOCHS
     if options.smoke:
@@ -244,9 +246,9 @@ def main() -> None:
         "summary": rows,
         "runs": runs,
     }
-    report.write_json(options.out / "m_sharpness.json", result)
-    picture(rows, options.out / "m_sharpness.png")
-    print(f"{result['seconds']:.0f} s. Wrote m_sharpness.json and m_sharpness.png")
+    report.write_json(path, result)
+    picture(rows, path.with_suffix(".png"))
+    print(f"{result['seconds']:.0f} s. Wrote {path} and its picture, .png")
 
 
 if __name__ == "__main__":

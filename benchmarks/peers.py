@@ -266,7 +266,7 @@ def measure(options: argparse.Namespace) -> dict:
     parts = PARTS if options.only is None else options.only
     rows = {name: {method: {} for method in names} for name in chosen}
     if options.only:
-        old = json.loads((options.out / "peers.json").read_text(encoding="utf-8"))
+        old = report.earlier(options.out / "peers.json")
         rows = {name: old["networks"][name]["methods"] for name in chosen}
     with report.progress_bar() as progress:
         ticks = {"memory": len(names), "accuracy": len(names) * len(seeds)}

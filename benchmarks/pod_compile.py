@@ -41,7 +41,6 @@ import math
 import re
 import sys
 import time
-from pathlib import Path
 
 import hlo
 import jax
@@ -49,6 +48,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
+import report
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
@@ -307,9 +307,7 @@ def mib(size: int) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.parser(__doc__)
     add = parser.add_argument
     add("--topologies", nargs="+", default=list(TOPOLOGIES), metavar="NAME")
     add(
@@ -320,9 +318,7 @@ def arguments() -> argparse.Namespace:
         metavar="STEP",
         help=f"of {', '.join(STEPS)}; base is always among them",
     )
-    add("--smoke", action="store_true", help="one topology, two steps")
-    add("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
-    args = parser.parse_args()
+    args = report.parse(parser)
     if args.smoke:
         vars(args).update(SMOKE)
     args.steps = ["base", *(name for name in args.steps if name != "base")]
@@ -357,13 +353,12 @@ def main() -> None:
     seconds = time.perf_counter() - began
     packages = ("jax", "jaxlib", "optax", "libtpu")
     results = {
-        "command": " ".join(["python", "benchmarks/pod_compile.py", *sys.argv[1:]]),
+        "command": report.command(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "network": {"layers": LAYERS, "width": WIDTH, "batch_per_chip": BATCH_PER_CHIP},
         "seconds": round(seconds, 1),
         "rows": rows,
     }
-    args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "pod_compile.json"
     path.write_text(json.dumps(results, indent=2) + "\n")
     console.print(f"{len(rows)} programs in {seconds:.0f} s, {path}")

@@ -33,7 +33,6 @@ import argparse
 import functools
 import hashlib
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +41,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import report
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tasks import ConvNet, Examples, digits
 
@@ -168,7 +168,7 @@ def accuracy(state: State, images, labels):
 # --- training, with checkpoints ------------------------------------------------------
 
 
-def train(settings: Settings, mesh: Mesh, checkpoints=None, report=print):
+def train(settings: Settings, mesh: Mesh, checkpoints=None, say=print):
     """The last state and the history; resumes from the last of the `checkpoints`."""
     data, test = load(settings.seed)
     step = make_step(settings, mesh)
@@ -176,7 +176,7 @@ def train(settings: Settings, mesh: Mesh, checkpoints=None, report=print):
     start = 0
     if checkpoints is not None and checkpoints.latest_step() is not None:
         start, state, history = checkpoints.restore(state)
-        report(f"resumed after step {start}")
+        say(f"resumed after step {start}")
     every = max(1, settings.steps // REPORTS)
     for done in range(start + 1, settings.steps + 1):
         state, loss = step(state, batch_of(done, data, settings, mesh))
@@ -187,7 +187,7 @@ def train(settings: Settings, mesh: Mesh, checkpoints=None, report=print):
                 "test_accuracy": float(accuracy(state, *test)),
             }
             history.append(row)
-            report(
+            say(
                 "step {step:5d}  loss {loss:.4f}  test {test_accuracy:.4f}".format(
                     **row
                 )
@@ -257,9 +257,7 @@ def digest(tree) -> str:
 
 def arguments() -> argparse.Namespace:
     text = __doc__.format(repository=REPOSITORY, folder=REPOSITORY.rsplit("/", 1)[1])
-    parser = argparse.ArgumentParser(
-        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.parser(text)
     add = parser.add_argument
     default = Settings()
     add("--steps", type=int, default=default.steps)
@@ -274,9 +272,7 @@ def arguments() -> argparse.Namespace:
     add("--rank", type=int, metavar="R")
     add("--checkpoint", metavar="DIR", help="save here, and resume from here")
     add("--every", type=int, default=50, metavar="N", help="steps between checkpoints")
-    add("--smoke", action="store_true", help="4 simulated devices, a few steps")
-    add("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
-    args = parser.parse_args()
+    args = report.parse(parser)
     if args.coordinator and (args.processes is None or args.rank is None):
         parser.error("--coordinator needs --processes N and --rank R as well")
     if args.smoke:
@@ -300,22 +296,22 @@ def main() -> None:
     args = arguments()
     start(args)
     first = jax.process_index() == 0
-    report = functools.partial(print, flush=True) if first else lambda _: None
+    say = functools.partial(print, flush=True) if first else lambda _: None
     settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
     mesh = make_mesh()
-    report(
+    say(
         f"{mesh.size} devices ({jax.devices()[0].device_kind}) in "
         f"{jax.process_count()} processes, m = {settings.batch_per_device}"
     )
     checkpoints = Checkpoints(args.checkpoint, args.every) if args.checkpoint else None
     began = time.perf_counter()
-    state, history = train(settings, mesh, checkpoints, report)
+    state, history = train(settings, mesh, checkpoints, say)
     seconds = time.perf_counter() - began
     if checkpoints is not None:
         checkpoints.close()
     if first:
         metrics = {
-            "command": " ".join(sys.argv),
+            "command": report.command(),
             "jax": jax.__version__,
             "devices": mesh.size,
             "processes": jax.process_count(),
@@ -325,10 +321,9 @@ def main() -> None:
             "test_accuracy": history[-1]["test_accuracy"],
             "params_sha256": digest(state.params),
         }
-        args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "pod_train.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        report(f"test accuracy {metrics['test_accuracy']:.4f} in {seconds:.0f} s")
-        report(f"parameters {metrics['params_sha256']}")
+        say(f"test accuracy {metrics['test_accuracy']:.4f} in {seconds:.0f} s")
+        say(f"parameters {metrics['params_sha256']}")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import json
 import os
 import platform
 import re
+import shutil
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from rich.progress import (
 
 import optax_sam
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results"  # committed: what the pages tell of
+OUT = Path(__file__).parents[1] / "out"  # ignored by git
 PACKAGES = "jax jaxlib optax flax numpy scikit-learn mlxtend matplotlib".split()
 
 # Okabe and Ito's palette, safe for the colour-blind: one colour for each method in all
@@ -48,31 +49,51 @@ def parser(description: str, result: str | None = None) -> argparse.ArgumentPars
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    made.set_defaults(result=result, redraw=False)
     made.add_argument(
-        "--out", type=Path, help="the folder to write to (default benchmarks/results)"
+        "--out",
+        type=Path,
+        help="the folder to write to, and to go on from (default out/, which git "
+        "ignores; --out benchmarks/results replaces the committed results)",
     )
     made.add_argument(
         "--smoke",
         action="store_true",
-        help="the whole path on tiny sizes in seconds, written to a temporary folder",
+        help="the whole path on tiny sizes in seconds (default folder out/smoke)",
     )
     if result is not None:
         made.add_argument(
             "--redraw",
             action="store_true",
-            help=f"show what {result} in --out holds; measure nothing",
+            help=f"measure nothing: show what {result} in --out holds, or without "
+            "--out the committed one, from a copy in out/redrawn",
         )
     return made
 
 
 def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options given; a smoke run leaves the committed results alone."""
+    """The options given, with a folder to write to that is there."""
     options = made.parse_args()
     if options.out is None:
-        temporary = options.smoke and not getattr(options, "redraw", False)
-        options.out = Path(tempfile.mkdtemp()) if temporary else RESULTS
+        options.out = default_folder(options)
     options.out.mkdir(parents=True, exist_ok=True)
     return options
+
+
+def default_folder(options: argparse.Namespace) -> Path:
+    """Never that of the committed results. Smoke runs and redrawn results have one of
+    their own, so as not to spoil what a longer run has left in out/."""
+    if options.redraw:
+        folder = OUT / "redrawn"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(RESULTS / options.result, folder / options.result)
+        return folder
+    if options.smoke:
+        folder = OUT / "smoke"
+        if options.result:  # a script that resumes would find everything done
+            (folder / options.result).unlink(missing_ok=True)
+        return folder
+    return OUT
 
 
 def console(width: int = 140) -> Console:
@@ -115,13 +136,30 @@ def plus_minus(pair: tuple[float, float] | None, digits: int, sign: str = "") ->
 # --- files --------------------------------------------------------------------------
 
 
+def earlier(path: Path) -> dict:
+    """What an earlier run left there, of which --only makes one part anew."""
+    if not path.exists():
+        sys.exit(
+            f"--only makes a part of {path} anew, and there is none yet: leave --only "
+            "out, or name the folder of an earlier run with --out"
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def command() -> str:
+    """What was run, without the folders of this machine."""
+    folders = argparse.ArgumentParser(add_help=False)
+    folders.add_argument("--out")
+    folders.add_argument("--checkpoint")
+    _, rest = folders.parse_known_args(sys.argv[1:])
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *rest])
+
+
 def provenance() -> dict:
     """What someone needs to run it again."""
     versions = {name: version(name) for name in PACKAGES}
     return {
-        "command": " ".join(
-            ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
-        ),
+        "command": command(),
         "versions": {
             "python": platform.python_version(),
             "optax_sam": optax_sam.__version__,

@@ -534,7 +534,6 @@ def main() -> None:
     path = options.out / "which_method.json"
     console = report.console()
     if not options.redraw:
-        options.out.mkdir(parents=True, exist_ok=True)
         measure(options, path)
     result = json.loads(path.read_text(encoding="utf-8"))
     which_method_report.print_tables(result, console)

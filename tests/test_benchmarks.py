@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -158,12 +160,20 @@ def test_the_reported_means_are_those_of_the_reported_runs():
                 np.testing.assert_allclose(run["rise"], again, rtol=1e-3)
 
 
-def script(*options):
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, str(ROOT / "benchmarks/label_noise.py"), *options]
+def python(*arguments, root=ROOT):
+    """As a user does, from the root of the repository or of a copy."""
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+        [sys.executable, *arguments],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
     )
+
+
+def script(*options, root=ROOT):
+    return python("benchmarks/label_noise.py", *options, root=root)
 
 
 @pytest.mark.slow
@@ -182,6 +192,86 @@ def test_the_whole_path_on_tiny_sizes(tmp_path):
     again = script("--redraw", "--out", str(tmp_path))
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "label_noise.png").read_bytes() == picture
+
+
+@pytest.mark.parametrize(
+    ("options", "folder"),
+    [([], "."), (["--smoke"], "smoke"), (["--redraw"], "redrawn")],
+)
+def test_what_is_written_unasked_goes_to_out(options, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "OUT", tmp_path)
+    monkeypatch.setattr("sys.argv", ["cost.py", *options])
+    name = "cost.json"
+    (tmp_path / name).write_text("a long run's")
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "smoke" / name).write_text("an earlier smoke run's")
+    chosen = report.parse(report.parser("text", name))
+    assert chosen.out == tmp_path / folder
+    assert (tmp_path / name).read_text() == "a long run's"
+    if chosen.smoke:
+        assert not (chosen.out / name).exists()
+    if chosen.redraw:
+        committed = (report.RESULTS / name).read_bytes()
+        assert (chosen.out / name).read_bytes() == committed
+
+
+def test_no_script_names_the_committed_results_itself():
+    scripts = set((ROOT / "benchmarks").glob("*.py"))
+    for path in scripts - {Path(report.__file__)}:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"report\.RESULTS|[\"']results[\"']", text), path
+        if "ArgumentParser(" in text or "__main__" in text:
+            assert "report.parse(" in text, path
+            assert "ArgumentParser(" not in text, path
+
+
+def test_commands_in_results_are_without_folders(monkeypatch):
+    path = "/somewhere/benchmarks/gpu.py"
+    options = ["--only", "ViT", "--out", "/a b", "--checkpoint=/c", "--minutes", "3.5"]
+    monkeypatch.setattr("sys.argv", [path, *options])
+    assert report.command() == "python benchmarks/gpu.py --only ViT --minutes 3.5"
+    for file in report.RESULTS.glob("*.json"):
+        command = json.loads(file.read_text(encoding="utf-8"))["command"]
+        assert re.fullmatch(r"python benchmarks/\w+\.py( [^/~]+)*", command), file
+
+
+def test_only_a_part_needs_the_others(tmp_path):
+    with pytest.raises(SystemExit, match="leave --only out"):
+        report.earlier(tmp_path / "cost.json")
+
+
+def git(*arguments, root):
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_a_users_runs_leave_the_committed_results_alone(tmp_path):
+    """The README's first command, cut short, then its second: in a copy, since a run
+    that did write where it should not would break the checkout."""
+    files = git("ls-files", "-z", "-co", "--exclude-standard", root=ROOT).split("\0")
+    for name in filter(None, files):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    git("init", root=tmp_path)
+    git("add", "--all", root=tmp_path)
+    before = git("status", "--porcelain", root=tmp_path)
+
+    few = ("--tasks", "digits", "--seeds", "500-501")
+    for options in (["--smoke", *few], few, ["--redraw"]):
+        done = script(*options, root=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert git("status", "--porcelain", root=tmp_path) == before
+    mine = json.loads((tmp_path / "out/label_noise.json").read_text(encoding="utf-8"))
+    assert mine["seeds"] == [500, 501]  # neither the smoke run's nor the committed ones
+
+    readers = ("benchmarks", "claims", "evidence", "readme")
+    files = [f"tests/test_{name}.py" for name in readers]
+    which = "reported or result or runs or json"
+    tests = python("-m", "pytest", "-n", "0", "-k", which, *files, root=tmp_path)
+    assert tests.returncode == 0, tests.stdout
 
 
 @pytest.mark.slow
