@@ -1,5 +1,6 @@
 """The data, the training loop and the main demonstration in `benchmarks/`."""
 
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import pytest
 import report
 import tasks
 import training
+from rich.console import Console
 from training import Kind, Settings
 
 ROOT = Path(__file__).parents[1]
@@ -170,6 +172,42 @@ def python(*arguments, root=ROOT):
         capture_output=True,
         text=True,
     )
+
+
+def check_tables(text):
+    lines = text.splitlines()
+    assert "…" not in text
+    assert max(map(len, lines)) <= 80
+    for comparison in REPORTED["comparisons"]:
+        for row in comparison["methods"]:
+            said = row["summary"]
+            cells = [
+                row["name"],
+                report.plus_minus(said["test_accuracy"], 2),
+                report.plus_minus(said["gain"], 2, "+"),
+                report.plus_minus(said["gain_over_best_length"], 2, "+"),
+                report.plus_minus(said["lambda_max_held_out"], 1),
+            ]
+            words = " ".join(cells).split()
+            assert words in [line.split() for line in lines]
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_tables_fit_a_terminal_of_80_columns(width):
+    written = io.StringIO()
+    terminal = Console(file=written, width=width, force_terminal=True, no_color=True)
+    label_noise.print_tables(REPORTED, terminal)
+    check_tables(re.sub(r"\x1b\[[\d;]*m", "", written.getvalue()))
+
+
+@pytest.mark.slow
+def test_tables_fit_a_pipe(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    committed = report.RESULTS / "label_noise.json"
+    shutil.copyfile(committed, tmp_path / "label_noise.json")
+    done = script("--redraw", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    check_tables(done.stdout)
 
 
 def script(*options, root=ROOT):
