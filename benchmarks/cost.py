@@ -216,7 +216,7 @@ def setting(network: Network, **options) -> Setting:
 
 @functools.cache
 def fair_seed() -> int:
-    """With this key the random policy climbs on a fifth of the steps, as it should."""
+    """With this key random steps are a fifth of all steps, as they should be."""
     seed = 0
     while True:
         keys = [jax.random.fold_in(jax.random.key(seed), t) for t in range(STEPS)]
@@ -254,9 +254,9 @@ def contrib_step(network: Network, losses):
 
 
 def m_sam_step(network: Network, losses):
-    """By door 2, which returns the loss."""
+    """In place of `jax.value_and_grad`, which returns the loss."""
     grad_fn = optax_sam.m_sharpness(
-        sam_by_door_2(losses), microbatch_size=network.size // SUB_BATCHES
+        sam_gradient(losses), microbatch_size=network.size // SUB_BATCHES
     )
     tx = network.optimizer
 
@@ -268,7 +268,7 @@ def m_sam_step(network: Network, losses):
     return tx.init(network.params), step
 
 
-def sam_by_door_2(losses):
+def sam_gradient(losses):
     def loss_fn(params, batch):
         return jnp.mean(losses(params, batch))
 
@@ -299,7 +299,7 @@ def branches(name: str) -> dict[int | None, float]:
 def flops(name: str, network: Network) -> float:
     """A step's, on average: branches by their shares, loop bodies by their trips."""
     if name.startswith("random 1/5"):
-        # XLA cannot know its dice. Its branches are those of another policy.
+        # XLA cannot know its dice. Its branches are those of another condition.
         other = "every 5th step"
         dice = counted(name, network, 1, None) - counted(other, network, 1, None)
         return flops(other, network) + dice
@@ -342,7 +342,7 @@ def counted(name: str, network: Network, unroll: int, t: int | None) -> float:
 
 def sub_batch_flops(network: Network, unroll: int) -> float:
     part = jax.tree.map(lambda x: x[: network.size // SUB_BATCHES], network.batch)
-    grad_fn = sam_by_door_2(network.losses(unroll))
+    grad_fn = sam_gradient(network.losses(unroll))
     compiled = compile_quickly(grad_fn, network.params, part)
     return compiled.cost_analysis()["flops"]
 

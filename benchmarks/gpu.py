@@ -180,7 +180,7 @@ def momentum_sam_step(network: Network, loss):
             value_fn=lambda params: loss(params, batch, state.batch_stats),
         )
         params = optax.apply_updates(state.params, updates)
-        value = optax.tree.get(opt_state, "climbed_loss")
+        value = optax.tree.get(opt_state, "last_loss")
         return State(params, state.batch_stats, opt_state), value
 
     return tx, step

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import optax
 
 import optax_sam
-from optax_sam import adaptive_ascent
+from optax_sam import adaptive_ascent, every_k, from_step, with_probability
 
 Losses = Callable[[Any, Any], jax.Array]  # (params, batch) -> one loss per example
 
-#: How often LookSAM and the policies climb: all of them at 1.2 gradients a step.
+#: How often those climb that skip steps: all of them at 1.2 gradients a step.
 EVERY = 5
 TAIL = 0.2
 
@@ -112,27 +112,27 @@ METHODS = (
     ),
     Method(
         "every 5th step",
-        lambda s: optax_sam.every_k(optax_sam.sam(s.rho, **s.options), EVERY),
+        lambda s: optax_sam.sam(s.rho, when=every_k(EVERY), **s.options),
         FIFTH,
         skips=True,
     ),
     Method(
         "every 5th step, ASAM",
-        lambda s: optax_sam.every_k(optax_sam.asam(s.rho, **s.options), EVERY),
+        lambda s: optax_sam.asam(s.rho, when=every_k(EVERY), **s.options),
         FIFTH,
         skips=True,
     ),
     Method(
         "random 1/5 of steps",
-        lambda s: optax_sam.with_probability(
-            optax_sam.sam(s.rho, **s.options), 1 / EVERY, s.key
+        lambda s: optax_sam.sam(
+            s.rho, when=with_probability(1 / EVERY, key=s.key), **s.options
         ),
         FIFTH,
         skips=True,
     ),
     Method(
         "last 1/5 of steps",
-        lambda s: optax_sam.only_last(optax_sam.sam(s.rho, **s.options), s.start),
+        lambda s: optax_sam.sam(s.rho, when=from_step(s.start), **s.options),
         1 + TAIL,
         skips=True,
     ),
@@ -144,7 +144,7 @@ METHODS = (
     ),
     Method(
         "random perturbation",
-        lambda s: optax_sam.random_perturbation(s.rho, s.key, **s.options),
+        lambda s: optax_sam.random_perturbation(s.rho, key=s.key, **s.options),
         1,
         inside=True,
     ),
@@ -163,7 +163,7 @@ def step(method: Method, tx, losses: Losses):
     """The README's step: (params, state, batch) -> (params, state, loss).
 
     The loss is that of the clean pass or, where there is none of the whole batch, of
-    the one full pass that there is. Only m-SAM has none at door 1.
+    the one full pass that there is. Only m-SAM has none, in the optimizer.
     """
 
     def loss_fn(params, batch):
@@ -179,7 +179,7 @@ def step(method: Method, tx, losses: Losses):
     def inside(params, state, batch):
         value_fn = losses if method.per_example else loss_fn
         updates, state = tx.update(None, state, params, value_fn=value_fn, batch=batch)
-        loss = optax.tree.get(state, "climbed_loss", jnp.nan)
+        loss = optax.tree.get(state, "last_loss", jnp.nan)
         return optax.apply_updates(params, updates), state, loss
 
     return inside if method.inside else apart

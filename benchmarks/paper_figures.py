@@ -53,10 +53,16 @@ METHODS = {
     "SAM": methods.BY_NAME["SAM"],
     "p = 1": Method("p = 1", lambda s: climb(steepest_ascent(s.rho, ord=1)), 2),
     "p = ∞": Method("p = ∞", lambda s: climb(steepest_ascent(s.rho, ord=jnp.inf)), 2),
-    "random": Method("random", lambda s: climb(random_ascent(s.rho, s.key)), 2),
+    "random": Method("random", lambda s: climb(normal_ascent(s.rho, s.key)), 2),
     "ASAM": methods.BY_NAME["ASAM"],
 }
 climb = optax_sam.sharpness_aware
+
+
+def normal_ascent(rho, key):
+    """In a direction drawn as published, all being equally likely."""
+    return random_ascent(rho, key=key, sampler=jax.random.normal)
+
 
 # Learning rate and decay around what was the best for the base and for SAM.
 BASE = tuple(
@@ -141,7 +147,7 @@ def mean_loss(task: Task, params, batch: Examples):
 
 def transformation(method: str, setting: Setting, optimizer):
     if method == SECOND_ORDER:
-        return optimizer  # the term is a matter of door 2: step_of
+        return optimizer  # the term is a matter of value_and_grad: step_of
     return methods.transformation(METHODS[method], setting, optimizer)
 
 

@@ -1,9 +1,10 @@
 """Train with one climb for each device: one device, one host, or a whole pod slice.
 
 A small Flax network with BatchNorm on scikit-learn's digits. Every device climbs on its
-own part of the batch and one all-reduce a step averages what comes out (door 2 with
-`m_sharpness(axis_name=..., mesh=...)` under plain `jit`). BatchNorm normalizes on each
-device by itself; its statistics come back averaged, as aux.
+own part of the batch and one all-reduce a step averages what comes out
+(`m_sharpness(axis_name=..., mesh=...)` around `value_and_grad`, under plain `jit`).
+BatchNorm normalizes on each device by itself; its statistics come back averaged, as
+aux.
 
 On this machine's devices, or on simulated ones:
 

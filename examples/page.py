@@ -17,10 +17,14 @@ PAGE = HERE.parent / "docs" / "examples.md"
 RESULTS = HERE / "results.json"
 EXAMPLES = {
     "mnist": ("MNIST with a convolutional network", "Flax NNX", "examples/mnist"),
-    "resnet": ("Digits with a ResNet", "Flax linen, door 2", "examples/imagenet"),
+    "resnet": (
+        "Digits with a ResNet",
+        "Flax linen, in place of `jax.value_and_grad`",
+        "examples/imagenet",
+    ),
     "language_model": (
         "A language model",
-        "Flax linen and plain Optax, door 1",
+        "Flax linen and plain Optax, in the optimizer",
         "examples/lm1b",
     ),
 }

@@ -1,20 +1,16 @@
 """What SAM refuses: losses and trees of which no climb can be made."""
 
 import numbers
-from collections.abc import Callable
+import sys
+import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from optax_sam._trees import is_none, keystr, matching
 from optax_sam._types import Tree
-
-keystr = jax.tree_util.keystr
-
-
-def _is_none(x: Any) -> bool:
-    return x is None
 
 
 def _is_hole(x: Any) -> bool:
@@ -26,40 +22,70 @@ def known(value: Any) -> bool:
     return isinstance(value, numbers.Real)
 
 
-def check_k(k: Any) -> None:
-    """Refuse an interval of steps that is none."""
-    if known(k) and k < 1:
-        raise ValueError(f"k must be at least 1, got k = {k}. k=1 is SAM.")
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Refuse what counts nothing: it must be a whole number of Python."""
+    if isinstance(value, jax.Array):
+        raise TypeError(
+            f"{name} was given as an array, but it changes the program and must be "
+            f"known in Python. Under optax.inject_hyperparams name it in "
+            f"static_args=({name!r}, ...)."
+        )
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(
+            f"{name} counts something and must be a whole number, got {name} = "
+            f"{value!r}. Write {name}={least}, or more."
+        )
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {name} = {value}.")
 
 
-def checked_loss(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
-    """The same function, which refuses to return what cannot be differentiated."""
+def check_decay(name: str, value: Any) -> None:
+    """Refuse the decay of an average that would never forget, where it is known."""
+    if known(value) and not 0 <= value < 1:
+        raise ValueError(f"{name} must lie in [0, 1), got {name} = {value}.")
 
-    def loss(*args: Any, **kwargs: Any) -> Any:
-        out = loss_fn(*args, **kwargs)
-        if has_aux and not (isinstance(out, tuple) and len(out) == 2):
-            raise TypeError(
-                f"With has_aux=True the loss function must return (value, aux), but it "
-                f"returned {type(out).__name__}. Return a pair, or drop has_aux."
-            )
-        if isinstance(out, tuple) and not has_aux:
-            raise TypeError(
-                "The loss function returned a tuple, but only a scalar can be "
-                "differentiated. For (value, aux) say has_aux=True."
-            )
-        value = out[0] if has_aux else out
-        if jnp.shape(value) != ():
-            raise TypeError(
-                f"The loss function must return a scalar, but its value has shape "
-                f"{jnp.shape(value)}. Average over the examples: jnp.mean(losses)."
-            )
-        return out
 
-    return loss
+def check_weight(name: str, value: Any) -> None:
+    """Refuse a negative weight, where it is known."""
+    if known(value) and not value >= 0:
+        raise ValueError(f"{name} is a weight and not negative, got {name} = {value}.")
+
+
+def check_pair(out: Any, has_aux: bool) -> tuple[Any, Any]:
+    """Value and aux of what a loss function returned; refused when it is no such."""
+    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+        raise TypeError(
+            f"With has_aux=True the loss function must return (value, aux), but it "
+            f"returned {type(out).__name__}. Return a pair, or drop has_aux."
+        )
+    if isinstance(out, tuple) and not has_aux:
+        raise TypeError(
+            "The loss function returned a tuple, but only a scalar can be "
+            "differentiated. For (value, aux) say has_aux=True."
+        )
+    value, aux = out if has_aux else (out, None)
+    return value, aux
+
+
+def check_scalar(value: Any) -> None:
+    """Refuse a loss that is more than one number."""
+    if jnp.shape(value) != ():
+        raise TypeError(
+            f"The loss function must return a scalar, but its value has shape "
+            f"{jnp.shape(value)}. Average over the examples: jnp.mean(losses)."
+        )
 
 
 def check_leaves(params: Tree, updates: Tree) -> None:
     """Refuse trees of which no climb can be made; holes (`None`) are fine."""
+    check_holes(params, updates)
+    _check_structure(params, updates)
+    check_floats(matching(params, updates), "parameter")
+    check_floats(updates, "gradient")
+
+
+def check_holes(params: Tree, updates: Tree) -> None:
+    """Refuse trees out of which Optax took leaves."""
     for tree in (updates, params):
         if any(map(_is_hole, jax.tree.leaves(tree, is_leaf=_is_hole))):
             raise ValueError(
@@ -68,9 +94,6 @@ def check_leaves(params: Tree, updates: Tree) -> None:
                 "ascent instead: optax_sam.sharpness_aware("
                 "optax.selective_transform(ascent, freeze_mask=...))."
             )
-    _check_structure(params, updates)
-    check_floats(updates, "gradient")
-    check_floats(matching(params, updates), "parameter")
 
 
 def check_floats(tree: Tree, what: str) -> None:
@@ -114,7 +137,7 @@ def _check_structure(params: Tree, updates: Tree) -> None:
 
 def _first_difference(params: Tree, updates: Tree) -> str:
     def paths(tree: Tree) -> list[str]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_none)
+        leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)
         return [keystr(path) or "(the root)" for path, _ in leaves]
 
     ours, theirs = paths(updates), paths(params)
@@ -125,15 +148,10 @@ def _first_difference(params: Tree, updates: Tree) -> str:
     return only[0] if only else "the types of their containers"
 
 
-def matching(params: Tree, updates: Tree) -> Tree:
-    """The parameters that have a gradient, in the gradient's structure."""
-    return jax.tree.map(
-        lambda g, p: None if g is None else p, updates, params, is_leaf=_is_none
-    )
-
-
-def fill(params: Tree, point: Tree) -> Tree:
-    """All parameters, with those that were moved in their places."""
-    return jax.tree.map(
-        lambda x, p: p if x is None else x, point, params, is_leaf=_is_none
-    )
+def warn(message: str) -> None:
+    """Warn at the user's own line, whatever stands between it and here."""
+    passed = {"optax_sam", "jax", "optax", "flax", "equinox", "contextlib", "functools"}
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in passed:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level + 1)

@@ -1,11 +1,10 @@
 """Which gradient comes out: functions of the clean and the climbed one."""
 
-from typing import Any
-
 import jax
 
-from optax_sam._ascent.dual import dot, dual_vector, widen
-from optax_sam._checks import known
+from optax_sam._ascent.dual import dual_vector
+from optax_sam._checks import check_weight
+from optax_sam._trees import add_scaled, dot, widen
 from optax_sam._types import Combine, Scalar, Tree
 
 
@@ -37,11 +36,11 @@ def surrogate_gap(alpha: Scalar) -> Combine:
     Reference: Zhuang et al. 2022, "Surrogate Gap Minimization Improves
       Sharpness-Aware Training", algorithm 1.
     """
-    _check_alpha(alpha)
+    check_weight("alpha", alpha)
 
     def combine(clean: Tree, climbed: Tree) -> Tree:
         gap = orthogonal_part(clean, climbed)
-        return _add(climbed, gap, -alpha)
+        return add_scaled(climbed, gap, -alpha)
 
     return combine
 
@@ -74,7 +73,7 @@ def gradient_norm_penalty(alpha: Scalar) -> Combine:
       Generalization in Deep Learning", equation 10; Yue et al. 2023, "Sharpness-Aware
       Minimization Revisited: Weighted Sharpness as a Regularization Term".
     """
-    _check_alpha(alpha)
+    check_weight("alpha", alpha)
 
     def combine(clean: Tree, climbed: Tree) -> Tree:
         return jax.tree.map(
@@ -82,11 +81,6 @@ def gradient_norm_penalty(alpha: Scalar) -> Combine:
         )
 
     return combine
-
-
-def _check_alpha(alpha: Any) -> None:
-    if known(alpha) and not alpha >= 0:
-        raise ValueError(f"alpha is a weight and not negative, got alpha = {alpha}.")
 
 
 def orthogonal_part(tree: Tree, to: Tree) -> Tree:
@@ -97,9 +91,3 @@ def orthogonal_part(tree: Tree, to: Tree) -> Tree:
     unit = dual_vector(to)
     length = dot(tree, unit)
     return jax.tree.map(lambda x, u: widen(x) - length.astype(u.dtype) * u, tree, unit)
-
-
-def _add(tree: Tree, other: Tree, factor: Any) -> Tree:
-    return jax.tree.map(
-        lambda x, y: (widen(x) + factor * y).astype(x.dtype), tree, other
-    )

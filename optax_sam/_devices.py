@@ -110,6 +110,12 @@ def vary_like(tree: Tree, reference: Tree) -> Tree:
     return jax.tree.map(lambda x, r: _cast(x, tuple(varying_axes(r))), tree, reference)
 
 
+def vary_with(tree: Tree, reference: Tree) -> Tree:
+    """Every leaf of `tree`, made to vary wherever any leaf of the reference does."""
+    axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves(reference)))
+    return jax.tree.map(lambda x: _cast(x, tuple(sorted(axes))), tree)
+
+
 def refuse_unvarying(tree: Tree, axis_name: AxisName, what: str) -> None:
     """Raise unless every inexact leaf varies over the axes, as far as types tell."""
     for name in axis_names(axis_name):

@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import optax
+
+from optax_sam._old_spellings import respelt
 
 Schedule = Callable[[Any], Any]
 
@@ -25,7 +28,7 @@ def tail_schedule(
 
     Returns:
       `(learning_rate, start)`: an Optax schedule, and the first step of the tail, for
-      `only_last(tx, start)`.
+      `when=from_step(start)`.
 
     Raises:
       ValueError: a `tail` outside (0, 1], or a warm-up longer than what is before it.
@@ -52,11 +55,12 @@ def tail_schedule(
     return optax.join_schedules([before, anneal], [start]), start
 
 
+@respelt
 def proportional_rho(
     learning_rate: Schedule,
     *,
-    highest: float,
-    lowest: float = 0.0,
+    lr_max: float,
+    lr_min: float = 0.0,
     rho_max: float,
     rho_min: float = 0.0,
 ) -> Schedule:
@@ -70,35 +74,40 @@ def proportional_rho(
 
     Args:
       learning_rate: the optimizer's schedule of the step.
-      highest: the largest learning rate, which gets `rho_max`.
-      lowest: the smallest one, which gets `rho_min`. If both are equal: `rho_max`.
+      lr_max: the largest learning rate, which gets `rho_max`.
+      lr_min: the smallest one, which gets `rho_min`. If both are equal: `rho_max`.
       rho_max: radius of the climb at the largest learning rate.
       rho_min: radius at the smallest.
 
     Returns:
-      A schedule of the step, for `rho=`.
+      A schedule of the step, for `rho=`. It stays between `rho_min` and `rho_max`, also
+      where the learning rate leaves its range.
 
     Raises:
-      ValueError: `highest` below `lowest`.
+      ValueError: `lr_max` below `lr_min`.
 
     Example:
       >>> import optax, optax_sam
       >>> learning_rate = optax.linear_schedule(0.1, 0.0, 100)
       >>> rho = optax_sam.proportional_rho(
-      ...     learning_rate, highest=0.1, rho_max=0.6, rho_min=0.2)
+      ...     learning_rate, lr_max=0.1, rho_max=0.6, rho_min=0.2)
       >>> tx = optax.chain(optax_sam.gsam(rho), optax.adamw(learning_rate))
       >>> [round(float(rho(t)), 2) for t in (0, 50, 100)]
       [0.6, 0.4, 0.2]
 
     Reference: Zhuang et al. 2022, "Surrogate Gap Minimization Improves
-      Sharpness-Aware Training", section 4.
+      Sharpness-Aware Training", section 4, arXiv:2203.08065.
     """
-    if highest < lowest:
+    if lr_max < lr_min:
         raise ValueError(
-            f"highest = {highest} is below lowest = {lowest}: give the largest and the "
+            f"lr_max = {lr_max} is below lr_min = {lr_min}: give the largest and the "
             f"smallest value of the learning rate."
         )
-    if highest == lowest:
+    if lr_max == lr_min:
         return lambda step: rho_max
-    slope = (rho_max - rho_min) / (highest - lowest)
-    return lambda step: rho_min + slope * (learning_rate(step) - lowest)
+
+    def rho(step: Any) -> Any:
+        share = (learning_rate(step) - lr_min) / (lr_max - lr_min)
+        return rho_min + (rho_max - rho_min) * jnp.clip(share, 0, 1)
+
+    return rho

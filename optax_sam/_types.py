@@ -21,7 +21,7 @@ Ascent: TypeAlias = optax.GradientTransformation | optax.GradientTransformationE
 #: A number that may be traced. Never branch on it in Python.
 Scalar: TypeAlias = float | jax.Array
 
-#: The radius of a climb: a number, or a schedule of the step (door 1 only).
+#: The radius of a climb: a number or, in the optimizer, a schedule of the step.
 Rho: TypeAlias = Scalar | Callable[[Any], Any]
 
 #: `sampler(key, shape, dtype) -> array` of random numbers, as those of `jax.random`.
@@ -30,16 +30,11 @@ Sampler: TypeAlias = Callable[[jax.Array, Sequence[int], Any], jax.Array]
 #: `combine(clean, climbed) -> gradient`: which gradient comes out.
 Combine: TypeAlias = Callable[[Tree, Tree], Tree]
 
+#: On which steps: a bool of Python, a traced one, or a function of the step.
+When: TypeAlias = bool | jax.Array | Callable[[Any], Any] | None
+
 #: Names of mapped axes: those of a mesh, of `pmap` or of `vmap`.
 AxisName: TypeAlias = str | tuple[str, ...]
 
 #: Which leaves: a tree of booleans or a function of the parameters that gives one.
 Mask: TypeAlias = Tree | Callable[[Tree], Tree]
-
-
-class SharpnessAware(optax.GradientTransformationExtraArgs):
-    """A transformation of door 1.
-
-    Its `update` also takes `climb`, a Python bool: with `climb=False` it returns the
-    clean gradient, averaged over its sub-batches, and climbs nowhere.
-    """

@@ -1,4 +1,4 @@
-"""Door 2 for Flax NNX, whose models are changed in place by the pass itself.
+"""In place of `nnx.value_and_grad`: NNX models are changed in place by the pass.
 
 Optional: it needs Flax, and nothing else in the library imports it.
 """
@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from optax_sam._checks import checked_loss, keystr
-from optax_sam._m_sharpness import GradFn, m_sharpness
-from optax_sam._sub_batches import merge, partition
+from optax_sam._checks import check_pair, check_scalar
+from optax_sam._core.value_and_grad import value_and_grad as climb_then_differentiate
+from optax_sam._examples.m_sharpness import GradFn, m_sharpness
+from optax_sam._trees import fill, keystr, partition
 from optax_sam._types import Ascent, AxisName, Tree
-from optax_sam._value_and_grad import value_and_grad as climb_then_differentiate
 
 try:
     from flax import nnx
@@ -114,14 +114,14 @@ def value_and_grad(
 
     def sam_value_and_grad(model: Any, /, *args: Any, **kwargs: Any) -> Any:
         call = _take_apart(wrt, model, args, kwargs)
-        loss = _functional(checked_loss(loss_fn, has_aux), has_aux, call)
+        loss = _functional(loss_fn, has_aux, call)
         climbed = climb_then_differentiate(loss, ascent, has_aux=True, **options)
         grad_fn = _in_rows(climbed, report)
         grad_fn = averaged(grad_fn) if split else grad_fn
         out, grads = grad_fn(call.params, *call.args, call.kwargs, call.state)
         value, (aux, diagnostics, state, rows) = out
-        changed = merge(state, jax.tree.map(lambda x: x[0], rows))
-        nnx.update(call.objects, merge(changed, call.state))
+        changed = fill(state, jax.tree.map(lambda x: x[0], rows))
+        nnx.update(call.objects, fill(changed, call.state))
         grads = jax.tree.unflatten(call.gradient, jax.tree.leaves(grads))
         shown = [aux] * has_aux + [diagnostics] * report
         aux = tuple(shown) if len(shown) > 1 else shown[0] if shown else None
@@ -190,8 +190,8 @@ def _functional(
         leaves = call.arguments.flatten_up_to((tuple(plain), plain_kwargs))
         leaves = [next(objects) if x is None else x for x in leaves]
         args, kwargs = jax.tree.unflatten(call.arguments, leaves)
-        out = loss_fn(model, *args, **kwargs)
-        value, aux = out if has_aux else (out, None)
+        value, aux = check_pair(loss_fn(model, *args, **kwargs), has_aux)
+        check_scalar(value)
         after = _changed((model, *others), params, state, call)
         return value, (aux, after)
 

@@ -40,7 +40,7 @@ def library_files() -> list[Path]:
 def is_optional(path: Path) -> bool:
     """Whether a file belongs to a part that is imported alone."""
     first = path.relative_to(LIBRARY).parts[0]
-    return first.removesuffix(".py") in OPTIONAL or first == "_lanczos.py"
+    return first.removesuffix(".py") in OPTIONAL
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def products(options):
         "asam": optax_sam.asam(0.3, **options),
         "m_sam": optax_sam.m_sam(0.1, **options),
         "random ascent": optax_sam.sharpness_aware(
-            optax_sam.random_ascent(0.3, key), **options
+            optax_sam.random_ascent(0.3, key=key), **options
         ),
         "gsam": optax_sam.gsam(0.1, **options),
         "wsam": optax_sam.wsam(0.1, **options),
@@ -53,14 +53,14 @@ def products(options):
         "friendly asam": optax_sam.sharpness_aware(friendly, **options),
         "look_sam": optax_sam.look_sam(0.1, k=4, **options),
         "momentum_sam": optax_sam.momentum_sam(0.3, **options),
-        "random_perturbation": optax_sam.random_perturbation(0.3, key, **options),
+        "random_perturbation": optax_sam.random_perturbation(0.3, key=key, **options),
         "partial_climb": optax_sam.partial_climb(0.1, 0.5, **options),
         "esam": optax_sam.esam(0.1, key=key, **options),
-        "every_k": optax_sam.every_k(optax_sam.sam(0.1, **options), 2),
-        "with_probability": optax_sam.with_probability(
-            optax_sam.sam(0.1, **options), 0.5, key
+        "every_k": optax_sam.sam(0.1, when=optax_sam.every_k(2), **options),
+        "with_probability": optax_sam.sam(
+            0.1, when=optax_sam.with_probability(0.5, key=key), **options
         ),
-        "only_last": optax_sam.only_last(optax_sam.sam(0.1, **options), 4),
+        "only_last": optax_sam.sam(0.1, when=optax_sam.from_step(4), **options),
     }
 
 

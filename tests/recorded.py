@@ -27,13 +27,13 @@ from optax_sam import (
     every_k,
     friendly_ascent,
     friendly_sam,
+    from_step,
     gradient_norm_penalty,
     gsam,
     look_sam,
     m_sam,
     m_sharpness,
     momentum_sam,
-    only_last,
     partial_climb,
     random_ascent,
     random_perturbation,
@@ -77,7 +77,7 @@ PRODUCTS = {
     "m_sam(adaptive)": lambda **o: m_sam(ascent=adaptive_ascent(0.5), **o),
     "gsam": lambda **o: gsam(RHO, alpha=0.4, **o),
     "wsam": lambda **o: wsam(RHO, gamma=0.75, **o),
-    "friendly_sam": lambda **o: friendly_sam(RHO, sigma=0.9, lmbda=0.8, **o),
+    "friendly_sam": lambda **o: friendly_sam(RHO, sigma=0.9, decay=0.8, **o),
     "look_sam(k=3)": lambda **o: look_sam(RHO, k=3, **o),
     "look_sam(per_leaf=True)": lambda **o: look_sam(RHO, k=3, per_leaf=True, **o),
     "esam": lambda **o: esam(RHO, key=KEY(5), **o),
@@ -94,12 +94,12 @@ PRODUCTS = {
     "friendly adaptive gsam": lambda **o: gsam(
         alpha=0.3, ascent=friendly_ascent(adaptive_ascent(0.5)), **o
     ),
-    "every_k(sam, 3)": lambda **o: every_k(sam(RHO, **o), 3),
-    "every_k(m_sam, 3)": lambda **o: every_k(m_sam(RHO, **o), 3),
-    "only_last(sam, 3)": lambda **o: only_last(sam(RHO, **o), 3),
-    "only_last(m_sam, 3)": lambda **o: only_last(m_sam(RHO, **o), 3),
-    "with_probability(sam, 0.5)": lambda **o: with_probability(
-        sam(RHO, **o), 0.5, key=KEY(11)
+    "every_k(sam, 3)": lambda **o: sam(RHO, when=every_k(3), **o),
+    "every_k(m_sam, 3)": lambda **o: m_sam(RHO, when=every_k(3), **o),
+    "only_last(sam, 3)": lambda **o: sam(RHO, when=from_step(3), **o),
+    "only_last(m_sam, 3)": lambda **o: m_sam(RHO, when=from_step(3), **o),
+    "with_probability(sam, 0.5)": lambda **o: sam(
+        RHO, when=with_probability(0.5, key=KEY(11)), **o
     ),
 }
 
@@ -155,6 +155,15 @@ NOT_BEFORE_MEAN_OVER = {
     "random_perturbation",
     "random_perturbation(normal)",
     *GRADIENTS,
+}
+
+
+TAKES_ITS_OWN = {
+    "esam",
+    "partial_climb",
+    "momentum_sam",
+    "random_perturbation",
+    "random_perturbation(normal)",
 }
 
 
@@ -226,7 +235,7 @@ def transformation(product, context, params):
     def step(carry, batch):
         params, state = carry
         at = optax_sam.per_device(params, "data") if inside else params
-        grads = jax.grad(loss)(at, batch)
+        grads = None if takes_its_own(product, options) else jax.grad(loss)(at, batch)
         new, state = tx.update(grads, state, params, value_fn=value_fn, batch=batch)
         return optax.apply_updates(params, new), state
 
@@ -239,10 +248,16 @@ def transformation(product, context, params):
     return tx.init(params), watched
 
 
+def takes_its_own(product, options):
+    """Whether the clean gradient is computed inside, or there is none."""
+    return {"mesh", "microbatch_size"} & set(options) or product in TAKES_ITS_OWN
+
+
 def climbed_loss(state):
     """What a product that takes its own gradients reports, if it does."""
-    seen = optax.tree.get(state, "climbed_loss")
-    return {} if seen is None else {"climbed_loss": seen}
+    seen = [optax.tree.get(state, name) for name in ("last_loss", "climbed_loss")]
+    seen = [loss for loss in seen if loss is not None]
+    return {"climbed_loss": seen[0]} if seen else {}
 
 
 def gradient(product, context, params):

@@ -98,6 +98,9 @@ class Row:
       product: whether this is a transformation of door 1; an ascent otherwise.
       micro_batch: whether it computes clean gradients itself, from `batch=`.
       has_aux: whether `value_fn` returns a pair.
+      of_each: whether `value_fn` returns one loss for each example.
+      mixes: whether the clean gradient is in what comes out.
+      momentum: whether the climb is made of a momentum: that of minus the gradient.
       traces: grows by one whenever `step` is traced.
     """
 
@@ -114,22 +117,35 @@ class Row:
     product: bool = False
     micro_batch: bool = False
     has_aux: bool = False
+    of_each: bool = False
+    mixes: bool = False
+    momentum: bool = False
     traces: list[int] = dataclasses.field(default_factory=list)
 
     def make(self, rho=RHO):
         """The transformation, its radius given in the row's way."""
         return self.factory(rho=self.given(rho), **self.options())
 
-    def update(self, tx, grads, state, params, **extra_args):
-        """The climb by itself, out of an ascent or out of a product."""
+    def update(self, tx, grads, state, params, ignored=False, **extra_args):
+        """The climb by itself, out of an ascent or out of a product.
+
+        `ignored`: a gradient that is not wanted is given nevertheless.
+        """
         if not self.product:
             return tx.update(grads, state, params, **extra_args)
+        if self.momentum:
+            against = jax.tree.map(lambda g: -_widen(g), grads)
+            state = optax.tree.set(state, momentum=against)
         rows = jax.tree.map(lambda g: jnp.stack([g] * EXAMPLES), grads)
         if self.micro_batch:
             # The second leaf gives the batch a size when the tree has no leaves.
             extra_args |= {"batch": (rows, jnp.zeros(EXAMPLES))}
         updates, state = tx.update(
-            grads, state, params, value_fn=_revealing(self, params), **extra_args
+            None if self.micro_batch and not ignored else grads,
+            state,
+            params,
+            value_fn=_revealing(self, params),
+            **extra_args,
         )
         return _climb_in(updates, grads) if self.micro_batch else updates, state
 
@@ -226,6 +242,8 @@ def _revealing(row, params):
             moved = total(lambda q, w: jnp.sum(q != w), q, params)
             linear = total(lambda q, g: jnp.sum(q * g), q, grads)
             value = jnp.where(moved > 0, value, linear)
+        if row.of_each:
+            value = value * jnp.ones_like(batch[1])
         return (value, {"seen": value}) if row.has_aux else value
 
     return value_fn
@@ -259,6 +277,7 @@ _ASAM = {"size": sizes(0.01, biases=False), "needs_params": True}
 _ALL = {"size": sizes(0.0, biases=True), "needs_params": True}
 _SCHEDULE = {"given": optax.constant_schedule, "stateful": True}
 _RANDOM = {"dual": None, "stateful": True, "options": _key}
+_INSIDE = {"micro_batch": True, "product": True, "stateful": True}
 _SPLIT = {
     "micro_batch": True,
     "product": True,
@@ -275,11 +294,23 @@ def _p(ord, **options):
 
 
 def _random_sam(rho, key):
-    return optax_sam.sharpness_aware(optax_sam.random_ascent(rho, key))
+    return optax_sam.sharpness_aware(optax_sam.random_ascent(rho, key=key))
+
+
+def _esam(rho, ignore_updates=False):
+    """Every leaf climbs; half of the examples descend."""
+    return optax_sam.esam(
+        rho, beta=1.0, key=jax.random.key(7), ignore_updates=ignore_updates
+    )
 
 
 def _sam_with_aux(rho):
     return optax_sam.sharpness_aware(optax_sam.steepest_ascent(rho), has_aux=True)
+
+
+def _partial_climb(rho, ignore_updates=False):
+    """By half of the examples; a function, so that only rho is injected."""
+    return optax_sam.partial_climb(rho, 0.5, ignore_updates=ignore_updates)
 
 
 def _friendly(rho):
@@ -337,5 +368,30 @@ PRODUCTS = [
     Row("asam-micro", _asam, **_SPLIT, **_ASAM),
     Row("m_sam", _m_sam, **_SPLIT),
     Row("random-sam", _random_sam, product=True, **_RANDOM),
+    Row("gsam", optax_sam.gsam, options=_options(alpha=0.0), product=True, mixes=True),
+    Row(
+        "wsam",
+        optax_sam.wsam,
+        options=_options(gamma=0.5),
+        product=True,
+        mixes=True,
+    ),
+    Row(
+        "friendly_sam",
+        optax_sam.friendly_sam,
+        product=True,
+        stateful=True,
+        remembers=True,
+    ),
+    Row("partial_climb", _partial_climb, **_INSIDE),
+    Row("esam", _esam, of_each=True, **_INSIDE),
+    Row(
+        "momentum_sam", optax_sam.momentum_sam, remembers=True, momentum=True, **_INSIDE
+    ),
+    Row(
+        "random_perturbation",
+        optax_sam.random_perturbation,
+        **_RANDOM | {"micro_batch": True, "product": True},
+    ),
 ]
 ROWS = ASCENTS + PRODUCTS

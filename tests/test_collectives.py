@@ -324,6 +324,92 @@ def test_every_product_averages_once(product):
     assert counts(on_devices(step)) == {"all-reduce": 1}
 
 
+# --- Bytes over the wire, of steps with and without a climb ---------------------------
+
+BRANCHES = re.compile(
+    r" conditional\(.*(?:true_computation=%?([\w.\-]+), false_computation=%?([\w.\-]+)"
+    r"|branch_computations=\{%?([\w.\-]+), %?([\w.\-]+)\})"
+)
+MOVED = re.compile(rf" = (.*?) (?:{'|'.join(KINDS)})(?:-start)?\(")
+ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+BYTES = {"f32": 4, "s32": 4, "u32": 4}
+
+
+def bytes_moved(text):
+    """By the collectives of a step: (always, more with a climb, more without one)."""
+    bodies, entry = hlo.computations(text)
+
+    def walk(name):
+        total = np.zeros(3, int)
+        for line in bodies[name]:
+            if found := MOVED.search(line):
+                arrays = ARRAY.findall(found[1])
+                total[0] += sum(BYTES[kind] * hlo.size(n) for kind, n in arrays)
+            elif found := BRANCHES.search(line):
+                # Branches that are numbered have the false one first.
+                total[1] += sum(walk(found[1] or found[4])[[0, 1]])
+                total[2] += sum(walk(found[2] or found[3])[[0, 2]])
+            else:
+                total += sum(map(walk, hlo.CALLS.findall(line)), np.zeros(3, int))
+        return total
+
+    return walk(entry)
+
+
+EVERY_2 = {"when": optax_sam.every_k(2)}
+
+#: How many gradients cross the wire in a step with a climb, and in one without: no
+#: more than in version 0.1.0.
+WIRE = {
+    "m_sam": (lambda **o: optax_sam.m_sam(RHO, **o), (1, 1)),
+    "m_sam, every 2": (lambda **o: optax_sam.m_sam(RHO, **EVERY_2, **o), (1, 1)),
+    "m_sam with a schedule, every 2": (
+        lambda **o: optax_sam.m_sam(lambda t: RHO / (1 + t), **EVERY_2, **o),
+        (1, 1),
+    ),
+    "GSAM, every 2": (lambda **o: optax_sam.gsam(RHO, **EVERY_2, **o), (1, 1)),
+    "friendly": (lambda **o: optax_sam.friendly_sam(RHO, **o), (2, 2)),
+    "friendly, every 2": (
+        lambda **o: optax_sam.friendly_sam(RHO, **EVERY_2, **o),
+        (2, 1),
+    ),
+    "look_sam": (lambda **o: optax_sam.look_sam(RHO, k=2, **o), (2, 1)),
+}
+
+
+@pytest.mark.parametrize("context", ["jit", *MAPS])
+@pytest.mark.parametrize("name", WIRE)
+def test_what_crosses_the_wire(name, context):
+    make, expected = WIRE[name]
+    mesh = mesh_of(data=DEVICES)
+    inside = context == "jit"
+    tx = make(axis_name="data", **({"mesh": mesh} if inside else {}))
+
+    def step(carry, batch):
+        params, state = carry
+        grads = None
+        if not inside:
+            grads = jax.grad(loss)(optax_sam.per_device(params, "data"), batch)
+        grads, state = tx.update(grads, state, params, value_fn=loss, batch=batch)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), state
+
+    params, batch = structs(mesh)
+    # The state comes from outside, or XLA would know whether this step climbs.
+    place = NamedSharding(mesh, P())
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        jax.eval_shape(tx.init, params),
+    )
+    run = MAPS.get(context, lambda step: step)(step)
+    text = compiled(run, (params, state), batch).as_text()
+    assert (" conditional(" in text) == (name not in ("m_sam", "friendly"))
+    always, climbing, still = bytes_moved(text)
+    gradient = 4 * sum(x.size for x in jax.tree.leaves(params))
+    few = 64  # the value of the loss, and other scalars
+    for moved, times in zip((climbing, still), expected, strict=True):
+        assert 0 <= always + moved - times * gradient <= few
+
+
 # --- All-gathers of fully sharded parameters -----------------------------------------
 
 

@@ -1,6 +1,6 @@
 """The four questions answered together, against a plain Python loop in NumPy.
 
-Every pair of answers (ascent, combine, sub-batches, policy) occurs in one of the
+Every pair of answers (ascent, combine, sub-batches, condition) occurs in one of the
 trainings below, and ten named combinations of more follow. The loop shares no line
 with the library: it takes gradients one sub-batch after the other.
 """
@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from problems import TANH_START, quick_jit
 
 import optax_sam
+from optax_sam._ascent.random import coarse_uniform
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("x64")]
 
@@ -89,7 +90,7 @@ def indexed(setting):
 # Ascents: `climb(g, w, memory, index, t)`, and the next memory from the average of g.
 
 
-def random_climb(g, w, memory, index, t, draw=jax.random.normal):
+def random_climb(g, w, memory, index, t, draw=coarse_uniform):
     key = jax.random.fold_in(fold(KEY, index), t)
     tree = jax.tree.map(jnp.asarray, TANH_START)
     leaves = [
@@ -118,7 +119,7 @@ ASCENTS = {
         lambda g, w, memory, index, t: RHO * unit(g),
     ),
     "adaptive": (lambda: optax_sam.adaptive_ascent(RHO), adaptive_climb),
-    "random": (lambda: optax_sam.random_ascent(RHO, KEY), random_climb),
+    "random": (lambda: optax_sam.random_ascent(RHO, key=KEY), random_climb),
     "friendly": (
         lambda: optax_sam.friendly_ascent(optax_sam.steepest_ascent(RHO)),
         lambda g, w, memory, index, t: RHO * unit(less_average(g, memory)),
@@ -170,17 +171,23 @@ def throws(p):
     return [bool(x < p) for x in draws]
 
 
-POLICIES = {
-    "always": (lambda tx: tx, lambda: [True] * STEPS),
+# When: what the library is told, and the steps that climb.
+CONDITIONS = {
+    "always": (lambda: None, lambda: [True] * STEPS),
     "every 2": (
-        lambda tx: optax_sam.every_k(tx, 2),
+        lambda: optax_sam.every_k(2),
         lambda: [t % 2 == 0 for t in range(STEPS)],
     ),
-    "dice": (lambda tx: optax_sam.with_probability(tx, 0.5, DICE), lambda: throws(0.5)),
+    "dice": (lambda: optax_sam.with_probability(0.5, key=DICE), lambda: throws(0.5)),
     "last 2": (
-        lambda tx: optax_sam.only_last(tx, 2),
+        lambda: optax_sam.from_step(2),
         lambda: [t >= 2 for t in range(STEPS)],
     ),
+    "every 3 of the last 2": (
+        lambda: lambda t: optax_sam.every_k(3)(t) & optax_sam.from_step(2)(t),
+        lambda: [t % 3 == 0 and t >= 2 for t in range(STEPS)],
+    ),
+    "never": (lambda: False, lambda: [False] * STEPS),
 }
 
 
@@ -188,20 +195,22 @@ def test_the_dice_fall_on_both_sides():
     assert {True, False} == set(throws(0.5))
 
 
-def sam_loop(ascent, combine, setting, policy):
-    """SAM in all its forms: the parameters after each step."""
+def sam_loop(ascent, combine, setting, condition):
+    """SAM in all its forms: the parameters after each step.
+
+    What is drawn, scheduled and remembered goes on in every step.
+    """
     climb_of, out_of = ASCENTS[ascent][1], COMBINES[combine][1]
-    w, memory, climbs, seen = START, None, 0, []
-    for climbing in POLICIES[policy][1]():
+    w, memory, seen = START, None, []
+    for t, climbing in enumerate(CONDITIONS[condition][1]()):
         outs, cleans = [], []
         for rows, index in indexed(setting):
             g = gradient(w, rows)
             cleans.append(g)
             if climbing:
-                climb = climb_of(g, w, memory, index, climbs)
+                climb = climb_of(g, w, memory, index, t)
                 outs.append(out_of(g, gradient(w + climb, rows)))
-        if climbing:
-            memory, climbs = average(memory, np.mean(cleans, 0)), climbs + 1
+        memory = average(memory, np.mean(cleans, 0))
         w = w - LEARNING_RATE * np.mean(outs if climbing else cleans, 0)
         seen.append(w)
     return seen
@@ -214,16 +223,18 @@ def mesh():
     return Mesh(np.array(jax.devices()), ("data",))
 
 
-def train(tx, setting, value_fn=loss):
-    """The parameters after each step, in the context of the setting."""
+def train(tx, setting, value_fn=loss, inside=False):
+    """The parameters after each step, in the context of the setting.
+
+    With `inside` the method takes its own gradients, and is given none.
+    """
     tx = optax.chain(tx, optax.sgd(LEARNING_RATE))
+    inside = inside or setting in ("micro", "mesh", "both")
 
     def step(carry, batch):
         params, state = carry
-        at = params
-        if setting in ("device", "both"):
-            at = optax_sam.per_device(params, "data")
-        grads = jax.grad(loss)(at, batch)
+        at = optax_sam.per_device(params, "data") if setting == "device" else params
+        grads = None if inside else jax.grad(loss)(at, batch)
         updates, state = tx.update(grads, state, params, value_fn=value_fn, batch=batch)
         params = optax.apply_updates(params, updates)
         return params, state
@@ -247,7 +258,7 @@ def assert_same(got, want):
 
 # --- Every pair -----------------------------------------------------------------------
 
-QUESTIONS = (ASCENTS, COMBINES, SETTINGS, POLICIES)
+QUESTIONS = (ASCENTS, COMBINES, SETTINGS, CONDITIONS)
 
 
 def pairs_in(row):
@@ -280,13 +291,12 @@ FAST = 10  # the rest, which are as many pairs again, run once
     ],
 )
 def test_pairs(row):
-    ascent, combine, setting, policy = row
-    tx = POLICIES[policy][0](
-        optax_sam.sharpness_aware(
-            ASCENTS[ascent][0](),
-            combine=COMBINES[combine][0],
-            **SETTINGS[setting]["options"](),
-        )
+    ascent, combine, setting, condition = row
+    tx = optax_sam.sharpness_aware(
+        ASCENTS[ascent][0](),
+        combine=COMBINES[combine][0],
+        when=CONDITIONS[condition][0](),
+        **SETTINGS[setting]["options"](),
     )
     assert_same(train(tx, setting), sam_loop(*row))
 
@@ -301,7 +311,7 @@ def look_sam_loop(setting, ascent="steepest", k=2, alpha=0.4):
         g = np.mean(cleans, 0)
         if t % k == 0:
             outs = [
-                gradient(w + climb_of(c, w, None, index, t // k), rows)
+                gradient(w + climb_of(c, w, None, index, t), rows)
                 for c, (rows, index) in zip(cleans, indexed(setting), strict=True)
             ]
             out = np.mean(outs, 0)
@@ -323,14 +333,13 @@ def momentum_loop(setting):
     return seen
 
 
-def random_loop(setting, policy):
-    w, drawn, seen, draw = START, 0, [], optax_sam.coarse_uniform
-    for climbing in POLICIES[policy][1]():
+def random_loop(setting, condition):
+    w, seen = START, []
+    for t, climbing in enumerate(CONDITIONS[condition][1]()):
         outs = []
         for rows, index in indexed(setting):
-            climb = random_climb(0, w, None, index, drawn, draw) if climbing else 0
+            climb = random_climb(0, w, None, index, t) if climbing else 0
             outs.append(gradient(w + climb, rows))
-        drawn += climbing
         w = w - LEARNING_RATE * np.mean(outs, 0)
         seen.append(w)
     return seen
@@ -388,26 +397,23 @@ NAMED = {
     ),
     "GSAM on every second step, per device": (
         "device",
-        lambda o: optax_sam.every_k(optax_sam.gsam(RHO, 0.4, **o), 2),
+        lambda o: optax_sam.gsam(RHO, 0.4, when=optax_sam.every_k(2), **o),
         lambda: sam_loop("steepest", "gap", "device", "every 2"),
     ),
     "friendly ASAM, penalty, from a mesh, by dice": (
         "mesh",
-        lambda o: optax_sam.with_probability(
-            optax_sam.sharpness_aware(
-                optax_sam.friendly_ascent(adaptive()),
-                combine=optax_sam.gradient_norm_penalty(0.7),
-                **o,
-            ),
-            0.5,
-            DICE,
+        lambda o: optax_sam.sharpness_aware(
+            optax_sam.friendly_ascent(adaptive()),
+            combine=optax_sam.gradient_norm_penalty(0.7),
+            when=optax_sam.with_probability(0.5, key=DICE),
+            **o,
         ),
         lambda: sam_loop("friendly adaptive", "penalty", "mesh", "dice"),
     ),
     "LookSAM with a random ascent, per device": (
         "device",
         lambda o: optax_sam.look_sam(
-            None, 2, 0.4, ascent=optax_sam.random_ascent(RHO, KEY), **o
+            None, 2, 0.4, ascent=optax_sam.random_ascent(RHO, key=KEY), **o
         ),
         lambda: look_sam_loop("device", "random"),
     ),
@@ -418,7 +424,9 @@ NAMED = {
     ),
     "a random climb for each device, in the last part": (
         "device",
-        lambda o: optax_sam.only_last(optax_sam.random_perturbation(RHO, KEY, **o), 2),
+        lambda o: optax_sam.random_perturbation(
+            RHO, key=KEY, when=optax_sam.from_step(2), **o
+        ),
         lambda: random_loop("device", "last 2"),
     ),
     "ASAM from half of each micro-batch": (
@@ -446,35 +454,35 @@ NAMED = {
         lambda o: optax_sam.esam(RHO, beta=1.0, gamma=0.5, key=KEY, **o),
         lambda: esam_loop("device", 0.5),
     ),
-    "GSAM of the biases alone, every second step of the last two": (
+    "GSAM of the biases alone, every third step of the last two": (
         "whole",
-        lambda o: optax_sam.only_last(
-            optax_sam.every_k(
-                optax_sam.gsam(
-                    alpha=0.4,
-                    ascent=optax_sam.climb_only(optax_sam.steepest_ascent(RHO), "bias"),
-                    **o,
-                ),
-                1,
-            ),
-            2,
+        lambda o: optax_sam.gsam(
+            alpha=0.4,
+            ascent=optax_sam.climb_only(optax_sam.steepest_ascent(RHO), "bias"),
+            when=CONDITIONS["every 3 of the last 2"][0](),
+            **o,
         ),
-        lambda: sam_loop("biases only", "gap", "whole", "last 2"),
+        lambda: sam_loop("biases only", "gap", "whole", "every 3 of the last 2"),
     ),
 }
+
+#: Methods that take their gradients themselves, wherever the examples are.
+INSIDE = ("ESAM", "momentum", "a random climb")
 
 
 @pytest.mark.parametrize("name", NAMED)
 def test_named_combination(name):
     setting, make, expected = NAMED[name]
     value_fn = losses if name.startswith("ESAM") else loss
-    assert_same(train(make(options(setting)), setting, value_fn), expected())
+    tx = make(options(setting))
+    got = train(tx, setting, value_fn, inside=name.startswith(INSIDE))
+    assert_same(got, expected())
 
 
-def test_policy_before_the_average():
-    """The bare chain: the policy wraps the local part, the average stays behind."""
+def test_a_condition_before_the_average():
+    """The bare chain: the condition is on the local part, the average stays behind."""
     tx = optax.chain(
-        optax_sam.every_k(optax_sam.sam(RHO), 2), optax_sam.mean_over("data")
+        optax_sam.sam(RHO, when=optax_sam.every_k(2)), optax_sam.mean_over("data")
     )
     expected = sam_loop("steepest", "climbed", "device", "every 2")
     assert_same(train(tx, "device"), expected)
@@ -488,44 +496,39 @@ def friendly():
 
 
 @pytest.mark.parametrize(
-    "make",
-    [friendly, lambda: optax_sam.look_sam(RHO), lambda: optax_sam.momentum_sam(RHO)],
-)
-def test_state_made_by_each_device_alone_is_refused(make):
-    tx = optax.chain(make(), optax_sam.mean_over("data"))
-    with pytest.raises(ValueError, match="axis_name='data'"):
-        train(tx, "device")
-
-
-@pytest.mark.parametrize(
-    "policy",
+    ("make", "inside"),
     [
-        lambda tx: optax_sam.every_k(tx, 2),
-        lambda tx: optax_sam.only_last(tx, 2),
-        lambda tx: optax_sam.with_probability(tx, 0.5, DICE),
+        (friendly, False),
+        (friendly, True),
+        (lambda: optax_sam.look_sam(RHO), False),
+        (lambda: optax_sam.momentum_sam(RHO), True),
     ],
 )
-@pytest.mark.parametrize(
-    "tx",
-    [optax.sgd(0.1), optax.chain(optax_sam.sam(RHO), optax.sgd(0.1))],
-    ids=["sgd", "chain"],
-)
-def test_a_policy_around_what_cannot_leave_a_climb_out_is_refused(policy, tx):
-    with pytest.raises(TypeError, match="around SAM itself"):
-        policy(tx)
+def test_state_made_by_each_device_alone_is_refused(make, inside):
+    def step(params, batch):
+        tx = optax.chain(make(), optax_sam.mean_over("data"))
+        at = optax_sam.per_device(params, "data")
+        grads = None if inside else jax.grad(loss)(at, batch)
+        extra = {"value_fn": loss, "batch": batch}
+        return tx.update(grads, tx.init(params), at, **extra)[0]
+
+    step = jax.shard_map(step, mesh=mesh(), in_specs=(P(), P("data")), out_specs=P())
+    with pytest.raises(ValueError, match="axis_name='data'"):
+        jax.eval_shape(step, jax.tree.map(jnp.asarray, TANH_START), BATCH)
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: optax_sam.every_k(optax_sam.sam(), 0), "k must be"),
-        (lambda: optax_sam.only_last(optax_sam.sam(), -1), "start"),
-        (lambda: optax_sam.with_probability(optax_sam.sam(), 1.5, DICE), "probability"),
+        (lambda: optax_sam.every_k(0), "k must be"),
+        (lambda: optax_sam.look_sam(RHO, 0), "k must be"),
+        (lambda: optax_sam.from_step(-1), "start"),
+        (lambda: optax_sam.with_probability(1.5, key=DICE), "probability"),
         (lambda: optax_sam.tail_schedule(0.1, 100, tail=0.0), "tail"),
         (lambda: optax_sam.tail_schedule(0.1, 100, 0.5, warmup_steps=60), "warmup"),
     ],
 )
-def test_policies_refuse(call, words):
+def test_conditions_refuse(call, words):
     with pytest.raises(ValueError, match=words):
         call()
 
@@ -541,5 +544,6 @@ def test_the_tail_owns_a_full_anneal():
 
 
 def test_a_schedule_for_p():
-    tx = optax_sam.with_probability(optax_sam.sam(RHO), lambda t: 1.0 * (t >= 2), DICE)
+    when = optax_sam.with_probability(lambda t: 1.0 * (t >= 2), key=DICE)
+    tx = optax_sam.sam(RHO, when=when)
     assert_same(train(tx, "whole"), sam_loop("steepest", "climbed", "whole", "last 2"))

@@ -302,6 +302,32 @@ def apply_if_finite_around():
     assert not np.isfinite(params["out"]).any()
 
 
+def no_gradient(wrap, *words):
+    """Around SAM `None` is refused, a gradient is not; behind it both are the same."""
+
+    def check():
+        around = wrap(optax.chain(sam(RHO), optax.sgd(RATE)))
+        behind_sam = optax.chain(sam(RHO), wrap(optax.sgd(RATE)))
+        _, grads = clean_pass(PARAMS)
+
+        def update(tx, updates):
+            return tx.update(updates, tx.init(PARAMS), PARAMS, value_fn=loss)[0]
+
+        refused(lambda: update(around, None), *words)
+        update(around, grads)
+        assert_close(update(behind_sam, None), update(behind_sam, grads))
+
+    return check
+
+
+def accumulating(inner):
+    return optax.MultiSteps(inner, 1).gradient_transformation()
+
+
+def masked_nowhere(inner):
+    return optax.masked(inner, jax.tree.map(lambda _: True, PARAMS))
+
+
 def make_lookahead():
     return optax.lookahead(optax.sgd(RATE), sync_period=2, slow_step_size=0.5)
 
@@ -510,8 +536,9 @@ def lora_in_one_tree():
     grads = jax.grad(whole_loss)(params)
     updates, _ = tx.update(grads, tx.init(params), params, value_fn=whole_loss)
     assert not any(jnp.any(u) for u in jax.tree.leaves(updates["base"]))
-    alone, _ = sam(RHO).update(
-        grads["lora"], optax.EmptyState(), LORA, value_fn=lambda p: loss(merged(p))
+    tx = sam(RHO)
+    alone, _ = tx.update(
+        grads["lora"], tx.init(LORA), LORA, value_fn=lambda p: loss(merged(p))
     )
     assert_close(updates["lora"], jax.tree.map(lambda g: -RATE * g, alone))
 
@@ -616,8 +643,9 @@ def complex_parameters():
     def of_parts(parts):
         return square({"w": parts["re"] + 1j * parts["im"]})
 
-    grads, _ = sam(RHO).update(
-        jax.grad(of_parts)(parts), optax.EmptyState(), parts, value_fn=of_parts
+    tx = sam(RHO)
+    grads, _ = tx.update(
+        jax.grad(of_parts)(parts), tx.init(parts), parts, value_fn=of_parts
     )
     size = 1 + RHO / np.sqrt(2)
     assert_close(grads, {"re": jnp.full(2, 2 * size), "im": jnp.zeros(2)})
@@ -625,6 +653,7 @@ def complex_parameters():
 
 ACCUMULATED = "m-SAM over the accumulated batches"
 JUDGES = "it judges what comes out"
+TAKES_NONE = "pass the clean gradient, or put it behind, where `None` works"
 VALUE = "pass `value=`, the clean loss: SAM lets it through"
 ON_THE_ASCENT = (
     "put the mask on the ascent: `sharpness_aware(optax.selective_transform("
@@ -711,8 +740,8 @@ SECTIONS = {
             "`lookahead`",
             lookahead_behind,
             RECIPE,
-            "its parameters are pairs, of which SAM can climb but one: take door 2's "
-            "gradient at `params.fast`",
+            "its parameters are pairs, of which SAM can climb but one: differentiate "
+            "by `value_and_grad` at `params.fast`",
         ),
         Row(
             "`contrib.differentially_private_aggregate`",
@@ -760,6 +789,24 @@ SECTIONS = {
             f"it judges the clean gradient only: put it behind, where {JUDGES}",
         ),
         Row(
+            "`MultiSteps`, `update(None, ...)`",
+            no_gradient(accumulating, "None"),
+            REFUSED,
+            f"it adds up gradients before SAM could take them: {TAKES_NONE}",
+        ),
+        Row(
+            "`masked`, `update(None, ...)`",
+            no_gradient(masked_nowhere, "None"),
+            REFUSED,
+            f"it masks the gradient before SAM could take one: {TAKES_NONE}",
+        ),
+        Row(
+            "`apply_if_finite`, `update(None, ...)`",
+            no_gradient(lambda inner: optax.apply_if_finite(inner, 5), "structure"),
+            REFUSED,
+            f"it would skip with zeros like the gradient that came in: {TAKES_NONE}",
+        ),
+        Row(
             "`contrib.mechanize`",
             mechanize_around,
             RECIPE,
@@ -769,7 +816,8 @@ SECTIONS = {
             "`lookahead`",
             lookahead_around,
             RECIPE,
-            "it hands no `value_fn` on: take door 2's gradient at `params.fast`",
+            "it hands no `value_fn` on: differentiate by `value_and_grad` at "
+            "`params.fast`",
         ),
         Row(
             "`flatten`",

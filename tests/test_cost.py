@@ -5,6 +5,8 @@ the loss counts what is traced, and a callback in it what really runs.
 """
 
 import functools
+import gc
+import weakref
 from collections import Counter
 
 import jax
@@ -69,6 +71,18 @@ def by_door_1(tx):
     return step
 
 
+def by_door_1_inside(tx):
+    """The same, with the clean pass inside, and its loss from the diagnostics."""
+
+    def step(params, inputs):
+        updates, state = tx.update(
+            None, tx.init(params), params, value_fn=deep_loss, batch=inputs
+        )
+        return optax.tree.get(state, "diagnostics").loss, updates
+
+    return step
+
+
 def by_door_2(ascent, **options):
     return optax_sam.value_and_grad(deep_loss, ascent, **options)
 
@@ -76,6 +90,7 @@ def by_door_2(ascent, **options):
 TWO_PASSES = {
     "sam, door 1": by_door_1(optax_sam.sam()),
     "asam, door 1": by_door_1(optax_sam.asam()),
+    "sam, all inside": by_door_1_inside(optax_sam.sam(diagnostics=True)),
     "sam, door 2": by_door_2(optax_sam.steepest_ascent()),
     "asam, door 2": by_door_2(optax_sam.adaptive_ascent()),
 }
@@ -91,7 +106,7 @@ def test_a_random_climb_without_the_clean_gradient_has_the_flops_of_one():
 
     The rest, 0.03 to 0.07, is what the normal random numbers cost, drawn once.
     """
-    tx = optax_sam.sharpness_aware(optax_sam.random_ascent(0.1, jax.random.key(0)))
+    tx = optax_sam.sharpness_aware(optax_sam.random_ascent(0.1, key=jax.random.key(0)))
     forward = flops(deep_loss) / flops(CLEAN)
     assert flops(by_door_1(tx)) / flops(CLEAN) <= 1.08 + forward
 
@@ -215,8 +230,9 @@ def test_a_schedule_needs_scalars_only(name):
     tx = SCHEDULED[name]
 
     def update(params, inputs):
+        grads = None if name == "m_sam" else params
         return tx.update(
-            params, tx.init(params), params, value_fn=deep_loss, batch=inputs
+            grads, tx.init(params), params, value_fn=deep_loss, batch=inputs
         )[1]
 
     params, inputs = shapes(MATMULS)
@@ -360,3 +376,98 @@ def test_traces_do_not_grow_with_the_number_of_micro_batches(by_door):
         jax.eval_shape(by_door(loss, microbatch_size, 1), PARAMS, INPUTS)
         traces.add(loss.counts["traces"])
     assert len(traces) == 1
+
+
+# --- Outside of `jit` ----------------------------------------------------------------
+
+
+def eager_m_sharpness_of(loss):
+    sam = optax_sam.value_and_grad(loss, optax_sam.steepest_ascent())
+    m_sam = optax_sam.m_sharpness(sam, microbatch_size=2)
+
+    def step(state):
+        m_sam(PARAMS, INPUTS)
+        return state
+
+    return step, None
+
+
+def eager_product(**options):
+    def make(loss):
+        tx = optax_sam.sam(**options)
+
+        def step(state):
+            extra = {"value_fn": loss, "batch": INPUTS}
+            return tx.update(None, state, PARAMS, **extra)[1]
+
+        return step, tx.init(PARAMS)
+
+    return make
+
+
+EAGER = {
+    "m_sharpness": eager_m_sharpness_of,
+    "micro-batches": eager_product(microbatch_size=2),
+    "every_k": eager_product(when=optax_sam.every_k(2)),
+    "every_k, micro-batches": eager_product(
+        when=optax_sam.every_k(2), microbatch_size=2
+    ),
+}
+
+
+def counted_loss():
+    """A loss, and how often it was traced or called."""
+    calls = []
+
+    def loss(params, inputs):
+        calls.append(1)
+        return 0.5 * jnp.mean((inputs @ params) ** 2)
+
+    return loss, calls
+
+
+@pytest.mark.parametrize("name", EAGER)
+def test_a_second_eager_call_traces_no_more(name):
+    loss, calls = counted_loss()
+    step, state = EAGER[name](loss)
+    state = step(state)
+    traced = len(calls)
+    assert traced >= 1
+    for _ in range(4):
+        state = step(state)
+    assert len(calls) == traced
+
+
+@pytest.mark.parametrize("name", [name for name in EAGER if name != "m_sharpness"])
+def test_a_loss_that_was_dropped_is_freed(name):
+    """The transformation outlives it, and must not hold what its closure held."""
+    tx = optax_sam.sam(
+        when=optax_sam.every_k(2) if "every_k" in name else None,
+        microbatch_size=2 if "micro" in name else None,
+    )
+    big, state = jnp.ones(1000), tx.init(PARAMS)
+
+    def loss(params, inputs):
+        return 0.5 * jnp.mean((inputs @ params) ** 2) + 0 * jnp.sum(big)
+
+    extra = {"value_fn": loss, "batch": INPUTS}
+    for _ in range(2):
+        _, state = tx.update(None, state, PARAMS, **extra)
+    held = weakref.ref(loss)
+    del loss, extra
+    gc.collect()
+    assert held() is None
+    # And it goes on with the next one.
+    tx.update(None, state, PARAMS, value_fn=counted_loss()[0], batch=INPUTS)
+
+
+def test_a_gradient_function_that_was_dropped_is_freed():
+    def make():
+        loss, _ = counted_loss()
+        step, state = eager_m_sharpness_of(loss)
+        step(state)
+        return weakref.ref(loss)
+
+    held = make()
+    gc.collect()
+    assert held() is None

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from problems import QUICK, quick_jit
 
 import optax_sam
-from optax_sam import every_k, look_sam, only_last, per_device, sam, with_probability
+from optax_sam import every_k, from_step, look_sam, per_device, sam, with_probability
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +82,7 @@ def ratio(tx, inside=None, at=None):
         if inside is not None:
             extra = {"value_fn": inside, "batch": inputs}
             updates, state = tx.update(None, state, params, **extra)
-            return optax.tree.get(state, "climbed_loss"), updates, state
+            return optax.tree.get(state, "last_loss"), updates, state
         value, grads = jax.value_and_grad(deep_loss)(params, inputs)
         updates, state = tx.update(
             grads, state, params, value_fn=lambda p: deep_loss(p, inputs)
@@ -109,7 +109,7 @@ def test_momentum_and_its_loss_have_the_flops_of_one_gradient():
 
 
 def test_a_random_climb_and_its_loss_have_the_flops_of_one_gradient():
-    tx = optax_sam.random_perturbation(0.05, KEY)
+    tx = optax_sam.random_perturbation(0.05, key=KEY)
     assert 1.00 <= ratio(tx, deep_loss) <= 1.03
 
 
@@ -131,8 +131,8 @@ def test_esam_has_the_flops_of_a_gradient_a_forward_pass_and_a_part(gamma):
 BRANCHES = {
     "look_sam": look_sam(k=K),
     "look_sam, per leaf": look_sam(k=K, per_leaf=True),
-    "every_k": every_k(sam(), K),
-    "only_last": only_last(sam(), K),
+    "every_k": sam(when=every_k(K)),
+    "from_step": sam(when=from_step(K)),
 }
 
 
@@ -178,9 +178,12 @@ DICE = [
 #: Each with the number of climbs that it must make in STEPS steps.
 SKIPPING = {
     "look_sam": (lambda **o: look_sam(k=K, **o), STEPS // K),
-    "every_k": (lambda **o: every_k(sam(**o), K), STEPS // K),
-    "with_probability": (lambda **o: with_probability(sam(**o), 1 / K, KEY), sum(DICE)),
-    "only_last": (lambda **o: only_last(sam(**o), START), STEPS - START),
+    "every_k": (lambda **o: sam(when=every_k(K), **o), STEPS // K),
+    "with_probability": (
+        lambda **o: sam(when=with_probability(1 / K, key=KEY), **o),
+        sum(DICE),
+    ),
+    "from_step": (lambda **o: sam(when=from_step(START), **o), STEPS - START),
 }
 
 
@@ -306,7 +309,7 @@ def test_vmap_over_whole_trainings_skips(name):
 #: Each with the examples it must see in a step, of ROWS.
 INSIDE = {
     "momentum_sam": (optax_sam.momentum_sam(), ROWS),
-    "random_perturbation": (optax_sam.random_perturbation(0.05, KEY), ROWS),
+    "random_perturbation": (optax_sam.random_perturbation(0.05, key=KEY), ROWS),
     "partial_climb": (optax_sam.partial_climb(fraction=0.25), ROWS * 5 // 4),
     # A gradient, a forward pass to select by, and a gradient of the selected.
     "esam": (optax_sam.esam(gamma=0.25, key=KEY), ROWS * 9 // 4),

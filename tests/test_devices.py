@@ -158,7 +158,7 @@ def drawn_by_all(gradient, index, params, step, memory):
 
 
 def drawn(key, step):
-    ascent = optax_sam.random_ascent(RHO, key)
+    ascent = optax_sam.random_ascent(RHO, key=key)
     like = jax.tree.map(jnp.asarray, TANH.start)
     state = ascent.init(like)._replace(step=jnp.asarray(step, jnp.int32))
     return vector(ascent.update(like, state)[0])
@@ -374,7 +374,7 @@ def friendly_ascent(rho):
 
 
 def random_sam(**options):
-    ascent = optax_sam.random_ascent(RHO, jax.random.key(7))
+    ascent = optax_sam.random_ascent(RHO, key=jax.random.key(7))
     return optax_sam.sharpness_aware(ascent, **options)
 
 
@@ -467,7 +467,7 @@ def test_state_is_made_of_averages(context, microbatch_size):
     size = microbatch_size or ON_EACH
     expected = oracle(TANH, size, away_from_memory, steps=STEPS)
     assert_same(params, expected.params)
-    assert_same(memory, expected.memory)
+    assert_same(memory.method, expected.memory)
 
 
 #: What stands before `mean_over`; a climb at random is then the same for all.

@@ -91,13 +91,35 @@ def test_second_order_counts_what_it_costs(x64):
 
 
 def test_gradients_are_counted_over_steps_and_climbs(x64):
-    tx = optax_sam.sam(RHO, num_steps=3, diagnostics=True)
-    tx = optax_sam.every_k(tx, 2)
+    when = optax_sam.every_k(2)
+    tx = optax_sam.sam(RHO, num_steps=3, diagnostics=True, when=when)
     state = tx.init(START)
     for _ in range(3):  # 4 gradients, 1, 4
         grads = jax.grad(quadratic)(START)
         _, state = tx.update(grads, state, START, value_fn=quadratic)
     assert seen(state).num_gradients == 9
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_second_order_counts_each_step_of_the_climb(num_steps, x64):
+    grad_fn = optax_sam.value_and_grad(
+        quadratic,
+        optax_sam.steepest_ascent(RHO),
+        second_order=True,
+        num_steps=num_steps,
+        diagnostics=True,
+    )
+    (_, diagnostics), _ = grad_fn(START)
+    assert diagnostics.num_gradients == 1 + 3 * num_steps
+
+
+@pytest.mark.parametrize("in_chain", [False, True])
+def test_without_a_gradient_the_value_is_known(in_chain, x64):
+    """The clean pass is made inside, so nobody has to hand in its value."""
+    tx = optax_sam.sam(RHO, diagnostics=True)
+    tx = optax.chain(tx, optax.sgd(0.1)) if in_chain else tx
+    _, state = tx.update(None, tx.init(START), START, value_fn=quadratic)
+    assert as_dict(seen(state)) == pytest.approx(EXPECTED, rel=1e-12)
 
 
 def test_combine_is_not_what_is_reported(x64):
@@ -148,8 +170,10 @@ def by_product(options, value_of=None):
     tx = optax_sam.m_sam(0.1, diagnostics=True, **options)
 
     def step(w, batch):
-        at = optax_sam.per_device(w, "data") if value_of else w
-        value, grads = jax.value_and_grad(tanh_loss)(at, batch)
+        value, grads = None, None
+        if value_of:
+            at = optax_sam.per_device(w, "data")
+            value, grads = jax.value_and_grad(tanh_loss)(at, batch)
         return seen(
             tx.update(
                 grads, tx.init(w), w, value_fn=tanh_loss, batch=batch, value=value
@@ -218,6 +242,73 @@ def test_the_bare_chain_is_refused():
     step = jax.shard_map(step, mesh=mesh(), in_specs=(P(), P("data")), out_specs=P())
     with pytest.raises(ValueError, match="axis_name='data'"):
         jax.eval_shape(step, TANH_START, TANH_BATCH)
+
+
+# --- Methods that see less, or more ---------------------------------------------------
+
+
+def test_one_pass_shows_what_it_saw(x64):
+    """Momentum SAM: the first pass is clean, the second at w - rho v / |v|."""
+    tx = optax_sam.momentum_sam(RHO, diagnostics=True)
+    state = tx.init(START)
+    for count in (1, 2):
+        _, state = tx.update(None, state, START, value_fn=quadratic)
+        d = as_dict(seen(state))
+        assert d["num_gradients"] == count
+        point = START - (RHO * np.array([0.6, 0.8]) if count == 2 else 0)
+        assert d["climbed_loss"] == pytest.approx(float(quadratic(point)), rel=1e-12)
+        assert d["climb_norm"] == pytest.approx(RHO * (count - 1), rel=1e-12)
+        # The clean pass was not made, so nothing of it is known.
+        assert np.isnan([d["loss"], d["grad_norm"], d["cosine"]]).all()
+        length = np.linalg.norm([1.0, 4.0] * point)
+        assert d["climbed_grad_norm"] == pytest.approx(length, rel=1e-12)
+
+
+def tanh_losses(params, batch):
+    inputs, targets = batch
+    outputs = jnp.tanh(inputs @ params["weight"].T + params["bias"])
+    return 0.5 * jnp.sum((outputs - targets) ** 2, axis=1)
+
+
+def key():
+    return {"key": jax.random.key(0)}
+
+
+#: What is asked for, whether the loss is per example, and gradients in a step.
+PRODUCTS = {
+    "sam": (optax_sam.sam, dict, False, 2),
+    "asam": (optax_sam.asam, dict, False, 2),
+    "gsam": (optax_sam.gsam, dict, False, 2),
+    "wsam": (optax_sam.wsam, dict, False, 2),
+    "friendly_sam": (optax_sam.friendly_sam, dict, False, 2),
+    "look_sam": (optax_sam.look_sam, dict, False, 2),
+    "m_sam": (optax_sam.m_sam, lambda: {"microbatch_size": 2}, False, 2),
+    "momentum_sam": (optax_sam.momentum_sam, dict, False, 1),
+    "random_perturbation": (optax_sam.random_perturbation, key, False, 1),
+    "partial_climb": (optax_sam.partial_climb, dict, False, 2),
+    "esam": (optax_sam.esam, lambda: key() | {"beta": 1.0}, True, 2),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_every_product_reports(name, x64):
+    make, options, per_example, count = PRODUCTS[name]
+    loss = tanh_losses if per_example else tanh_loss
+    w, batch = jax.tree.map(jnp.asarray, (TANH_START, TANH_BATCH))
+    updates = []
+    for diagnostics in (False, True):
+        tx = make(rho=0.1, diagnostics=diagnostics, **options())
+        out, state = quick_jit(
+            lambda w, b, tx=tx: tx.update(None, tx.init(w), w, value_fn=loss, batch=b)
+        )(w, batch)
+        updates.append(out)
+    jax.tree.map(np.testing.assert_array_equal, *updates)
+    d = as_dict(seen(state))
+    assert d["num_gradients"] == count
+    assert np.isfinite(d["climbed_grad_norm"])
+    assert np.isfinite(d["climbed_loss"])
+    if name not in ("asam", "momentum_sam"):  # its own norm; no momentum yet
+        assert d["climb_norm"] == pytest.approx(0.1, rel=1e-6)
 
 
 # --- What they cost -------------------------------------------------------------------
@@ -337,10 +428,9 @@ def test_climb_lost_in_half_precision():
     assert seen(cured).climb_norm == pytest.approx(1e-3, rel=1e-3)
 
 
-@pytest.mark.parametrize("why", ["rho is 0", "policy"])
+@pytest.mark.parametrize("why", ["rho is 0", "when"])
 def test_sam_is_off(why):
-    sam = optax_sam.sam(0.05, diagnostics=True)
-    off = optax_sam.only_last(sam, 100)
+    off = optax_sam.sam(0.05, diagnostics=True, when=optax_sam.from_step(100))
     d = report(0.0) if why == "rho is 0" else report(tx=off)
     assert d["climb_norm"] == 0 == d["sharpness"]
     assert d["cosine"] == pytest.approx(1, abs=1e-6)

@@ -124,7 +124,7 @@ PRODUCTS = {
     "sam": sam(0.1),
     "asam": asam(0.1),
     "m_sam": m_sam(0.1, microbatch_size=4),
-    "random": sharpness_aware(random_ascent(0.1, KEY)),
+    "random": sharpness_aware(random_ascent(0.1, key=KEY)),
 }
 
 
@@ -203,6 +203,7 @@ def test_loss_of_the_wrong_kind(case, door):
         "sam": lambda: update(sam(0.1, has_aux=has_aux), value_fn=counted),
         "m_sam": lambda: update(
             m_sam(0.1, microbatch_size=4, has_aux=has_aux),
+            grads=None,
             value_fn=counted,
             batch=BATCH,
         ),
@@ -331,7 +332,7 @@ def test_integer_leaf_at_a_bare_ascent(maker):
 STATEFUL = {
     "schedule": steepest_ascent(optax.constant_schedule(0.1)),
     "adaptive schedule": adaptive_ascent(lambda step: 0.1 / (step + 1)),
-    "random": random_ascent(0.1, KEY),
+    "random": random_ascent(0.1, key=KEY),
     "average": optax.chain(optax.ema(0.9), steepest_ascent(0.1)),
 }
 
@@ -352,6 +353,7 @@ def test_stateful_ascent_at_door_2(name, second_order):
     for call_in_mode in in_both_modes(call):
         # Both ways out: the line for door 1, and the schedule inside the step.
         words = ["optax_sam.sharpness_aware(ascent)", "rho=schedule(step)"]
+        words += ["stateful_value_and_grad(loss_fn"]
         raises(words, call_in_mode)
     assert not ran
 

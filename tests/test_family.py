@@ -34,6 +34,8 @@ from problems import (
 from test_parity import FIVE_STEPS, assert_ends_at, assert_run_equals
 
 import optax_sam
+from optax_sam._ascent.random import coarse_uniform
+from optax_sam._methods.esam import some_leaves
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -45,13 +47,15 @@ def davda_adaptive(rho):
     return adaptive(rho, eta=0.0, mask=True)
 
 
-def on_quadratic(tx, w=START, calls=1, **options):
-    """What comes out of the last of several calls at the same point."""
+def on_quadratic(tx, w=START, calls=1, inside=False):
+    """What comes out of the last of several calls at the same point.
+
+    With `inside` the method takes its own gradients, and is given none.
+    """
     state = tx.init(w)
     for _ in range(calls):
-        out, state = tx.update(
-            quick_jit(jax.grad(quadratic))(w), state, w, value_fn=quadratic, **options
-        )
+        grads = None if inside else quick_jit(jax.grad(quadratic))(w)
+        out, state = tx.update(grads, state, w, value_fn=quadratic)
     return out
 
 
@@ -78,6 +82,8 @@ RUNS = {
 def test_published_run(name):
     record, (product, tolerance) = load_trajectory(name), RUNS[name]
     options = dict(record["options"])
+    if "lmbda" in options:  # as pytorch_optimizer spells it
+        options["decay"] = options.pop("lmbda")
     assert options.pop("decouple", False) is False
     if options.pop("adaptive", False):
         options["ascent"] = davda_adaptive(options.pop("rho"))
@@ -144,7 +150,10 @@ PRINTED_WITH_EPSILON = {"looksam, global": 1e-7, "looksam, per tensor": 1e-9}
 def test_five_steps(name):
     tx, printed = FIVE[name]
     chain = optax.chain(tx, torch_sgd(0.1, 0.9))
-    _, params = descend_in_chain(tanh_loss, chain, TANH_START, repeated(TANH_BATCH, 5))
+    batches, inside = repeated(TANH_BATCH, 5), name == "msam"
+    _, params = descend_in_chain(
+        tanh_loss, chain, TANH_START, batches, with_batch=inside
+    )
     got = [*np.ravel(params["weight"][-1]), *params["bias"][-1]]
     want = [float(x) for x in printed.split()]
     assert_close(got, want, PRINTED_WITH_EPSILON.get(name, 1e-11))
@@ -153,7 +162,9 @@ def test_five_steps(name):
 def test_momentum_sam_with_adam():
     """The published AdamW_MSAM climbs against Adam's own first moment."""
     chain = optax.chain(optax_sam.momentum_sam(0.1), optax.adam(0.01))
-    history = descend_in_chain(tanh_loss, chain, TANH_START, repeated(TANH_BATCH, 5))
+    history = descend_in_chain(
+        tanh_loss, chain, TANH_START, repeated(TANH_BATCH, 5), with_batch=True
+    )
     assert_ends_at(
         history,
         """.849879460405 -.349875791878 .349619318600 .650108908638
@@ -243,15 +254,22 @@ def test_gsam_of_a_zero_gradient_is_zero(zero):
 def test_rho_follows_the_learning_rate():
     warm = optax.warmup_cosine_decay_schedule(0.0, 0.1, 10, 100, end_value=0.02)
     rho = optax_sam.proportional_rho(
-        warm, highest=0.1, lowest=0.02, rho_max=0.6, rho_min=0.2
+        warm, lr_max=0.1, lr_min=0.02, rho_max=0.6, rho_min=0.2
     )
     assert_close(rho(10), 0.6, 1e-6)
     assert_close(rho(100), 0.2, 1e-6)
     assert_close(rho(50), 0.2 + 0.4 * (warm(50) - 0.02) / 0.08, 1e-6)
-    flat = optax_sam.proportional_rho(warm, highest=0.1, lowest=0.1, rho_max=0.6)
+    flat = optax_sam.proportional_rho(warm, lr_max=0.1, lr_min=0.1, rho_max=0.6)
     assert flat(3) == 0.6
-    with pytest.raises(ValueError, match="highest"):
-        optax_sam.proportional_rho(warm, highest=0.1, lowest=0.2, rho_max=1)
+    with pytest.raises(ValueError, match="lr_max"):
+        optax_sam.proportional_rho(warm, lr_max=0.1, lr_min=0.2, rho_max=1)
+
+
+def test_rho_stays_in_its_range_where_the_learning_rate_leaves_its_own():
+    rho = optax_sam.proportional_rho(
+        lambda t: 0.1 * t, lr_max=0.3, lr_min=0.1, rho_max=0.6, rho_min=0.2
+    )
+    assert_close([rho(t) for t in range(6)], (0.2, 0.2, 0.4, 0.6, 0.6, 0.6), 1e-12)
 
 
 def test_look_sam_on_the_quadratic():
@@ -260,7 +278,7 @@ def test_look_sam_on_the_quadratic():
     grad = jax.grad(quadratic)
     out, state = tx.update(grad(START), state, START, value_fn=quadratic)
     assert_close(out, SAM)
-    assert_close(state.reused, (-0.576, 0.432))
+    assert_close(state.method.reused, (-0.576, 0.432))
     w = np.array([2.67, 0.44])
     out, state = tx.update(grad(w), state, w, value_fn=quadratic)
     assert_close(out, (0.87918164, 3.10311377))
@@ -273,7 +291,8 @@ def test_the_direction_that_look_sam_reuses_does_not_depend_on_rho(rho):
     tx = optax_sam.look_sam(rho)
     grads = jax.grad(quadratic)(START)
     _, state = tx.update(grads, tx.init(START), START, value_fn=quadratic)
-    unit = state.reused / np.linalg.norm(state.reused)
+    reused = optax.tree.get(state, "reused")
+    unit = reused / np.linalg.norm(reused)
     assert_close(unit, (-0.8, 0.6), 1e-6)
 
 
@@ -326,15 +345,15 @@ def test_momentum_sam_sequence():
 
 
 def test_random_perturbation():
-    tx = optax_sam.random_perturbation(0.5, KEY)
-    one, again = on_quadratic(tx), on_quadratic(tx)
+    tx = optax_sam.random_perturbation(0.5, key=KEY)
+    one, again = on_quadratic(tx, inside=True), on_quadratic(tx, inside=True)
     np.testing.assert_array_equal(one, again)
     climb = np.linalg.solve(HESSIAN, one - np.array(CLEAN))
     assert_close(np.linalg.norm(climb), 0.5)
-    assert np.abs(on_quadratic(tx, calls=2) - one).max() > 1e-3
+    assert np.abs(on_quadratic(tx, calls=2, inside=True) - one).max() > 1e-3
 
 
-SAMPLERS = {"coarse": optax_sam.coarse_uniform, "normal": jax.random.normal}
+SAMPLERS = {"coarse": coarse_uniform, "normal": jax.random.normal}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -342,7 +361,7 @@ def test_random_perturbations_scatter_as_they_must(name):
     """Mean g, covariance rho^2 H^2 / 2 = diag(0.125, 2)."""
 
     def out(key):
-        tx = optax_sam.random_perturbation(0.5, key, sampler=SAMPLERS[name])
+        tx = optax_sam.random_perturbation(0.5, key=key, sampler=SAMPLERS[name])
         return tx.update(None, tx.init(START), START, value_fn=quadratic)[0]
 
     outs = quick_jit(jax.vmap(out))(jax.random.split(KEY, 4096))
@@ -350,11 +369,33 @@ def test_random_perturbations_scatter_as_they_must(name):
     assert_close(np.cov(outs.T), np.diag([0.125, 2.0]), 0.05)
 
 
-def test_a_random_perturbation_draws_from_what_is_asked_for():
-    tx = optax_sam.random_perturbation(0.5, KEY, sampler=jax.random.normal)
-    ascent = optax_sam.random_ascent(0.5, KEY)
+@pytest.mark.parametrize("name", ["default", *SAMPLERS])
+def test_a_random_perturbation_draws_from_what_is_asked_for(name):
+    """And its default is the one of `random_ascent`."""
+    sampler = SAMPLERS.get(name)
+    tx = optax_sam.random_perturbation(0.5, key=KEY, sampler=sampler)
+    ascent = optax_sam.random_ascent(0.5, key=KEY, sampler=sampler)
     climb, _ = ascent.update(START, ascent.init(START))
-    assert_close(on_quadratic(tx), np.array(CLEAN) + np.asarray(HESSIAN) @ climb)
+    assert_close(
+        on_quadratic(tx, inside=True), np.array(CLEAN) + np.asarray(HESSIAN) @ climb
+    )
+
+
+def test_the_default_sampler_is_the_coarse_one():
+    for make, extra in (
+        (optax_sam.random_ascent, {}),
+        (optax_sam.random_perturbation, {"value_fn": quadratic}),
+    ):
+        by_default, coarse, normal = (
+            tx.update(None, tx.init(START), START, **extra)[0]
+            for tx in (
+                make(0.5, key=KEY),
+                make(0.5, key=KEY, sampler=coarse_uniform),
+                make(0.5, key=KEY, sampler=jax.random.normal),
+            )
+        )
+        np.testing.assert_array_equal(by_default, coarse)
+        assert np.abs(by_default - normal).max() > 1e-3
 
 
 def test_a_sampler_is_static_where_rho_is_injected():
@@ -362,14 +403,15 @@ def test_a_sampler_is_static_where_rho_is_injected():
     inject = optax.inject_hyperparams(make, static_args=("sampler",))
     for sampler in (None, jax.random.normal):
         injected = inject(rho=0.5, key=KEY, sampler=sampler)
+        alone = make(0.5, key=KEY, sampler=sampler)
         assert_close(
-            on_quadratic(injected), on_quadratic(make(0.5, KEY, sampler=sampler))
+            on_quadratic(injected, inside=True), on_quadratic(alone, inside=True)
         )
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 0), (5, 7), (3, 3, 1, 16)])
 def test_coarse_uniform_numbers_are_odd_parts_of_255(shape):
-    numbers = optax_sam.coarse_uniform(KEY, shape, jnp.float32)
+    numbers = coarse_uniform(KEY, shape, jnp.float32)
     assert numbers.shape == shape
     assert numbers.dtype == jnp.float32
     levels = 255 * np.asarray(numbers, np.float64)
@@ -380,7 +422,7 @@ def test_coarse_uniform_numbers_are_odd_parts_of_255(shape):
 def test_coarse_uniform_numbers_are_uniform_and_independent():
     """Mean 0, covariance (256^2 - 1) / 3 / 255^2, also within a word: 5 sigma."""
     count = 50_000
-    levels = 255 * np.asarray(optax_sam.coarse_uniform(KEY, (count, 10)), np.float64)
+    levels = 255 * np.asarray(coarse_uniform(KEY, (count, 10)), np.float64)
     variance = (256**2 - 1) / 3
     covariance = levels.T @ levels / count / variance
     moments = np.column_stack([levels.mean(0) / variance**0.5, covariance - np.eye(10)])
@@ -457,7 +499,8 @@ def test_esam_selects_what_the_climb_made_worse():
     out, state = tx.update(None, tx.init(START), START, value_fn=losses, batch=inputs)
     assert_close(out, (0, 5.6))
     climbed = START + 0.5 * np.array([1.5, 2.0]) / 2.5
-    assert_close(state.climbed_loss, losses(climbed, inputs)[1], 1e-12)
+    seen = optax.tree.get(state, "last_loss")
+    assert_close(seen, losses(climbed, inputs)[1], 1e-12)
 
 
 @pytest.mark.parametrize(("gamma", "kept"), [(0.3, 3), (0.5, 4), (0.51, 5), (1.0, 8)])
@@ -476,8 +519,6 @@ def test_esam_keeps_exactly_the_share_rounded_up(gamma, kept):
 
 def test_esam_perturbs_leaves_with_probability_beta():
     """A leaf that climbs goes 1 / beta as far, so the mean is SAM's climb."""
-    from optax_sam._ascent.some_leaves import some_leaves
-
     ascent = some_leaves(steepest(1.0), 0.25, KEY)
     grads = {f"{i}": jnp.array([3.0, 4.0]) for i in range(10)}
     unit = 1 / np.sqrt(10)
@@ -525,7 +566,7 @@ def test_partial_climb(fraction, rows):
     rows = {0.25: 1, 0.3: 2, 0.5: 2, 1.0: 4}[fraction]
     few = jax.tree.map(lambda x: x[:rows], TANH_BATCH)
     chex.assert_trees_all_close(out, sam_of_tanh(0.1, climb_batch=few), rtol=1e-12)
-    assert optax.tree.get(state, "climbed_loss") > 0.8767  # that of the clean pass
+    assert optax.tree.get(state, "last_loss") > 0.8767  # that of the clean pass
 
 
 def test_a_random_key_in_the_batch_is_no_example():
@@ -576,7 +617,7 @@ REFUSED = {
     "no batch": (
         ValueError,
         "batch=batch",
-        lambda: on_quadratic(optax_sam.partial_climb(0.1)),
+        lambda: on_quadratic(optax_sam.partial_climb(0.1), inside=True),
     ),
     "one loss for all": (
         TypeError,

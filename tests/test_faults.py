@@ -58,9 +58,11 @@ PRODUCTS = {
     "momentum_sam": lambda: optax_sam.momentum_sam(RHO),
     "esam": lambda: optax_sam.esam(RHO, beta=1.0, key=jax.random.key(0)),
     "random_perturbation": lambda: optax_sam.random_perturbation(
-        RHO, jax.random.key(0)
+        RHO, key=jax.random.key(0)
     ),
 }
+#: These take their gradients themselves.
+INSIDE = ("m_sam", "momentum_sam", "esam", "random_perturbation")
 
 
 @functools.cache
@@ -78,6 +80,7 @@ def step_of(name):
             return of_each(p, batch) * jnp.where(far, fault, 1.0)
 
         grads = jax.grad(lambda p: jnp.mean(value_fn(p, batch)))(params)
+        grads = None if name in INSIDE else grads
         updates, state = tx.update(grads, state, params, value_fn=value_fn, batch=batch)
         return optax.apply_updates(params, updates), state
 
@@ -139,10 +142,12 @@ REMEMBERS = ("friendly_sam", "momentum_sam", "look_sam")
 def test_sam_is_still_on_after_a_batch_with_nan(name):
     # A gradient average that held NaN would turn every climb to zero, without a word.
     _, state = train(name, [*plain(GOOD[:2]), (WITH_NAN, 1.0)])
-    assert longest_climb(PRODUCTS[name](), state[0]) == pytest.approx(RHO, rel=1e-4)
+    assert longest_climb(PRODUCTS[name](), state[0], name in INSIDE) == pytest.approx(
+        RHO, rel=1e-4
+    )
 
 
-def longest_climb(tx, state):
+def longest_climb(tx, state, inside=False):
     """How far from the parameters the loss is evaluated, in two steps."""
     seen = []
 
@@ -150,7 +155,7 @@ def longest_climb(tx, state):
         jax.debug.callback(lambda p: seen.append(jax.tree.map(np.asarray, p)), p)
         return loss(p, batch)
 
-    grads = jax.grad(loss)(PARAMS, GOOD[3])
+    grads = None if inside else jax.grad(loss)(PARAMS, GOOD[3])
     for _ in range(2):  # LookSAM looks at every second step
         _, state = tx.update(grads, state, PARAMS, value_fn=value_fn, batch=GOOD[3])
     jax.effects_barrier()
@@ -287,7 +292,7 @@ def test_without_a_guard_the_fault_is_in_the_open():
     # SAM does not hide it: what comes out is not finite, so that someone can judge.
     for name in ("sam", "m_sam"):
         tx = PRODUCTS[name]()
-        grads = jax.grad(loss)(PARAMS, WITH_NAN)
+        grads = None if name in INSIDE else jax.grad(loss)(PARAMS, WITH_NAN)
         updates, _ = tx.update(
             grads, tx.init(PARAMS), PARAMS, value_fn=loss, batch=WITH_NAN
         )

@@ -57,7 +57,7 @@ def test_climb_of_each_example(x64):
 
 def test_climb_of_an_ascent_with_state():
     tree = {"w": jnp.ones(3), "none": None}
-    ascent = optax_sam.random_ascent(0.5, KEY)
+    ascent = optax_sam.random_ascent(0.5, key=KEY)
     rise = climb_sharpness(lambda p: jnp.sum(p["w"] ** 2), tree, ascent)
     climb, _ = ascent.update(tree, ascent.init(tree), tree)
     expected = np.sum((1 + climb["w"]) ** 2) - 3

@@ -12,8 +12,8 @@ from jax.flatten_util import ravel_pytree
 from matfree import decomp
 
 from optax_sam import measure
-from optax_sam._lanczos import lanczos, ritz
 from optax_sam.measure import hessian_eigenvalues, hessian_trace, spectral_density
+from optax_sam.measure._lanczos import lanczos, ritz
 
 pytestmark = pytest.mark.slow
 

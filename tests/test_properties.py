@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -158,7 +157,7 @@ def test_micro_batches(rows, size, width, seed):
     tx = optax_sam.m_sam(0.1, microbatch_size=size)
     got, _ = tx.update(
         None,
-        optax.EmptyState(),
+        tx.init(jnp.asarray(w)),
         jnp.asarray(w),
         value_fn=lambda w, x: jnp.mean((x @ w) ** 2) / 2,
         batch=jnp.asarray(x),

@@ -33,7 +33,7 @@ def test_blocks_run(tmp_path, monkeypatch):
     pages.run(README)
 
 
-def test_both_doors_are_shown():
+def test_both_forms_are_shown():
     code = "\n".join(pages.blocks(README))
     for needed in ("value_fn=", "optax.chain(optax_sam.", "optax_sam.value_and_grad("):
         assert needed in code

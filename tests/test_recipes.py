@@ -412,6 +412,7 @@ def test_apply_if_finite_behind(method, where):
             return loss(q, batch) * jnp.where(broken, jnp.nan, 1)
 
         grads = jax.grad(value_fn)(params, BATCH)
+        grads = None if method.step.sub_batches.split else grads
         updates, state = tx.update(grads, state, params, value_fn=value_fn, batch=BATCH)
         return optax.apply_updates(params, updates), state
 

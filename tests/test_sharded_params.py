@@ -128,7 +128,7 @@ def split_loss(params, batch):
 def test_m_sam_of_parameters_split_by_hand(microbatch_size):
     """Every device climbs its part; the last bias, whole on all, is counted once."""
     grad_fn = optax_sam.m_sharpness(
-        sam(split_loss, axis_name="model"),
+        sam(split_loss, params_axis_name="model"),
         axis_name="data",
         microbatch_size=microbatch_size,
     )
@@ -165,7 +165,7 @@ def test_norms_are_those_of_the_whole(check_vma):
     specs = everywhere(P("model")) | {"b": TENSOR_PARALLEL["b"]}
     specs = specs if check_vma else everywhere(P("model"))
     run = jax.shard_map(
-        functools.partial(climbs, axis_name="model"),
+        functools.partial(climbs, params_axis_name="model"),
         mesh=mesh_of(model=8),
         in_specs=(specs, specs),
         out_specs=dict.fromkeys(ASCENTS, specs),

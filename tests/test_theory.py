@@ -868,7 +868,7 @@ def random_gradients(keys):
     """SAM gradients of Q, climbing in random directions, one for each key."""
 
     def gradient(key):
-        ascent = optax_sam.random_ascent(RHO, key)
+        ascent = optax_sam.random_ascent(RHO, key=key)
         return by_transformation(quadratic, ascent)(START)[1]
 
     return jax.device_get(quick_jit(jax.vmap(gradient))(keys))
@@ -890,7 +890,7 @@ def test_random_climbs_average_to_the_clean_gradient():
 
 def test_opposite_random_climbs_cancel_on_a_quadratic():
     grads = jax.grad(quadratic)(START)
-    ascent = optax_sam.random_ascent(RHO, jax.random.key(1))
+    ascent = optax_sam.random_ascent(RHO, key=jax.random.key(1))
     climb = climb_of(ascent, grads, START)
     up, down = jax.grad(quadratic)(START + climb), jax.grad(quadratic)(START - climb)
     np.testing.assert_allclose((up + down) / 2, [3.0, 4.0], **EXACT)

@@ -213,7 +213,7 @@ def test_the_library_has_none_of_these_bugs_by_mesh(door):
 )
 def test_norm_of_parameters_split_by_hand(axis_name, climb, norm):
     """One coordinate of w on each device, where a norm of its own is too little."""
-    ascent = optax_sam.steepest_ascent(RHO, axis_name=axis_name)
+    ascent = optax_sam.steepest_ascent(RHO, params_axis_name=axis_name)
     run = jax.shard_map(
         lambda g: ascent.update(g, ascent.init(g))[0],
         mesh=mesh_of(2),

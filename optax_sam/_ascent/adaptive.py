@@ -5,18 +5,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_sam._ascent.dual import check_ord, dual_vector, widen
+from optax_sam._ascent.dual import check_ord, dual_vector
 from optax_sam._ascent.radius import climb_by
+from optax_sam._old_spellings import respelt
+from optax_sam._trees import widen
 from optax_sam._types import Ascent, AxisName, Mask, Rho, Scalar, Tree
 
 
+@respelt
 def adaptive_ascent(
     rho: Rho = 0.5,
     *,
     eta: Scalar = 0.01,
     ord: float | None = None,
     mask: Mask | None = None,
-    axis_name: AxisName | None = None,
+    params_axis_name: AxisName | None = None,
 ) -> Ascent:
     r"""ASAM's ascent: the climb in a ball that is scaled by the parameters' size.
 
@@ -28,7 +31,8 @@ def adaptive_ascent(
 
     Args:
       rho: radius of the climb, in the norm `ord` of climb / T over the whole tree;
-        10 to 20 times SAM's. A number, a traced scalar, or (door 1) a schedule.
+        10 to 20 times SAM's. A number, a traced scalar or, in the optimizer, a
+        schedule.
       eta: added to abs(w), so that small weights can climb too. May be traced.
       ord: the order p of the norm in [1, inf], a Python number; `None` is 2.
       mask: where T = abs(w) + eta; elsewhere T = 1. A tree of booleans, or a
@@ -36,7 +40,7 @@ def adaptive_ascent(
         (SamsungLabs' code): every leaf whose last path key is not `bias` or `b`.
         `True` is every leaf; with `eta=0` that is davda54/sam's `adaptive=True`.
         The mask moves the best rho: 0.5 without the biases, 2.0 with them (Kwon).
-      axis_name: as for `steepest_ascent`.
+      params_axis_name: as for `steepest_ascent`.
 
     Returns:
       An ascent. The climb has the gradient's structure and dtypes. Stateless unless
@@ -68,7 +72,7 @@ def adaptive_ascent(
             )
         scale = _sizes(params, eta, mask)
         scaled = jax.tree.map(lambda t, x: t * widen(x), scale, g)
-        unit = dual_vector(scaled, ord, axis_name)
+        unit = dual_vector(scaled, ord, params_axis_name)
         return jax.tree.map(jnp.multiply, scale, unit)
 
     return climb_by(rho, direction)

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from optax_sam._checks import known
 from optax_sam._devices import max_over, sum_over
+from optax_sam._trees import dot, once, widen
 from optax_sam._types import AxisName, Tree
 
 
@@ -19,6 +21,8 @@ def check_ord(ord: float | None) -> float:
             "in Python. Write ord=2; under optax.inject_hyperparams name it: "
             'static_args=("ord", "mask", "combine").'
         )
+    if not (ord is None or known(ord)):
+        raise TypeError(f"ord is the order of a norm, a number: ord=2, not {ord!r}.")
     order = 2.0 if ord is None else float(ord)
     if not order >= 1:
         raise ValueError(
@@ -26,17 +30,6 @@ def check_ord(ord: float | None) -> float:
             f"so no ball to climb in. Write ord=2 for SAM, 1 or jnp.inf for the ends."
         )
     return order
-
-
-def widen(x: Any) -> jax.Array:
-    """The array in at least float32: norms of half precision overflow."""
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
-
-
-def dot(a: Tree, b: Tree) -> jax.Array:
-    """The inner product of two trees, in at least float32."""
-    products = jax.tree.map(lambda x, y: jnp.sum(widen(x) * widen(y)), a, b)
-    return jnp.asarray(sum(jax.tree.leaves(products), jnp.zeros([])))
 
 
 def _total(tree: Tree, axis_name: AxisName | None) -> Any:
@@ -47,9 +40,7 @@ def _largest(tree: Tree, axis_name: AxisName | None) -> Any:
     # The scale cancels in the result, so its derivative is not needed.
     largest = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)]
     tops = [max_over(jax.lax.stop_gradient(x), axis_name) for x in largest]
-    # A sort, not a maximum: XLA would compute that anew inside of every small leaf, and
-    # a hundred leaves of one entry would take a minute to compile.
-    return jnp.sort(jnp.stack(tops))[-1] if tops else jnp.zeros(())
+    return jnp.max(jnp.stack(tops)) if tops else jnp.zeros(())
 
 
 def _power(x: jax.Array, exponent: float) -> jax.Array:
@@ -121,20 +112,61 @@ def dual_vector(
     Reference: Foret et al. 2021, equation 2.
     """
     order = check_ord(ord)
-    wide = jax.tree.map(widen, tree)
-    largest = _largest(wide, axis_name)
-    smallest = jnp.finfo(largest.dtype).tiny  # what is below may be zero, or not
-    usable = (largest >= smallest) & jnp.isfinite(largest)
-    # Entries between -1 and 1: no square overflows, and none that matters vanishes. (Up
-    # to 4 at the very end of the range, where the inverse would be no normal number.)
-    scale = jnp.where(usable, jnp.minimum(largest, 1 / smallest), 1)
-    unit = jax.tree.map(lambda g: g / scale, wide)
-    shape = jax.tree.map(_profile(order), unit)
-    norm = _norm(shape, order, usable, axis_name)
+    scaled = _scaled(tree, axis_name)
+    shape, usable = jax.tree.map(_profile(order), scaled.tree), scaled.usable
+    norm = once(_norm(shape, order, usable, axis_name))
     # Chosen at the end only: XLA would store the entries for the norm to read.
     return jax.tree.map(lambda v: jnp.where(usable, v / norm.astype(v.dtype), 0), shape)
 
 
+class _Scaled(NamedTuple):
+    """A tree with entries between -1 and 1: it is `scale * tree`, if that is usable.
+
+    No square overflows, and none that matters vanishes. (Entries up to 4 at the very
+    end of the range, where the inverse of the scale would be no normal number.)
+    """
+
+    tree: Tree
+    scale: jax.Array
+    usable: jax.Array
+    largest: jax.Array
+
+    def norm(self) -> jax.Array:
+        """The 2-norm of the scaled tree."""
+        norm: jax.Array = once(_norm(self.tree, 2.0, self.usable, None))
+        return norm
+
+    def unscaled(self, norm: jax.Array) -> jax.Array:
+        """The norm of the tree itself; NaN where it is not finite."""
+        size = jnp.where(self.usable, self.scale * norm, 0 * self.largest)
+        whole: jax.Array = once(size)
+        return whole
+
+
+def _scaled(tree: Tree, axis_name: AxisName | None = None) -> _Scaled:
+    wide = jax.tree.map(widen, tree)
+    largest = _largest(wide, axis_name)
+    smallest = jnp.finfo(largest.dtype).tiny  # what is below may be zero, or not
+    usable = (largest >= smallest) & jnp.isfinite(largest)
+    scale = jnp.where(usable, jnp.minimum(largest, 1 / smallest), 1)
+    scale, usable = once((scale, usable))
+    scaled = jax.tree.map(lambda g: g / scale, wide)
+    return _Scaled(scaled, scale, usable, largest)
+
+
 def two_norm(tree: Tree) -> jax.Array:
-    """The 2-norm of the whole tree, in at least float32."""
-    return dot(tree, dual_vector(tree))  # <g, g / |g|>: no square that could overflow
+    """The 2-norm of the whole tree, in at least float32; NaN where it is not finite."""
+    scaled = _scaled(tree)
+    return scaled.unscaled(scaled.norm())
+
+
+def norms_and_cosine(a: Tree, b: Tree) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The 2-norms of two trees, and the cosine of the angle between them.
+
+    That is 0 where one is zero or not finite.
+    """
+    first, second = _scaled(a), _scaled(b)
+    lengths = first.norm(), second.norm()
+    product = dot(first.tree, second.tree) / (lengths[0] * lengths[1])
+    cosine = jnp.where(first.usable & second.usable, product, 0)
+    return first.unscaled(lengths[0]), second.unscaled(lengths[1]), cosine

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam._ascent.dual import widen
-from optax_sam._checks import fill, known, matching
-from optax_sam._running import accumulate, nothing_yet
+from optax_sam._checks import check_decay, check_weight
+from optax_sam._old_spellings import respelt
+from optax_sam._trees import accumulate, fill, matching, widen, zeros_in_float32
 from optax_sam._types import Ascent, Scalar, Tree
 
 
@@ -20,8 +20,9 @@ class FriendlyAscentState(NamedTuple):
     ascent: Any
 
 
+@respelt
 def friendly_ascent(
-    ascent: Ascent, *, sigma: Scalar = 1.0, lmbda: Scalar = 0.9
+    ascent: Ascent, *, sigma: Scalar = 1.0, decay: Scalar = 0.9
 ) -> Ascent:
     r"""F-SAM's ascent: climb along the gradient less its moving average.
 
@@ -34,15 +35,15 @@ def friendly_ascent(
     Args:
       ascent: from d to a climb: SAM's `steepest_ascent(rho)`, or any other.
       sigma: how much of the average is taken away; 0 is SAM.
-      lmbda: the decay of the average, in [0, 1).
+      decay: lambda, the decay of the average, in [0, 1).
 
     Returns:
-      An ascent with one copy of the parameters as state (so door 1 only), in at least
-      float32. With sub-batches the average is that of all of them; a gradient that is
-      not finite is left out.
+      An ascent with one copy of the parameters as state (so in the optimizer, or with
+      `stateful_value_and_grad`), in at least float32. With sub-batches the average is
+      that of all of them; a gradient that is not finite is left out.
 
     Raises:
-      ValueError: `lmbda` outside [0, 1), given as a number.
+      ValueError: `decay` outside [0, 1) or a negative `sigma`, given as numbers.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -55,12 +56,12 @@ def friendly_ascent(
     Reference: Li et al. 2024, "Friendly Sharpness-Aware Minimization", algorithm 1;
       the first step as in its code.
     """
-    if known(lmbda) and not 0 <= lmbda < 1:
-        raise ValueError(f"lmbda must lie in [0, 1), got lmbda = {lmbda}.")
+    check_weight("sigma", sigma)
+    check_decay("decay", decay)
 
     def init(params: Tree) -> FriendlyAscentState:
         count = jnp.zeros([], jnp.int32)
-        return FriendlyAscentState(nothing_yet(params), count, ascent.init(params))
+        return FriendlyAscentState(zeros_in_float32(params), count, ascent.init(params))
 
     def update(
         updates: Tree, state: FriendlyAscentState, params: Tree | None = None
@@ -70,9 +71,9 @@ def friendly_ascent(
             lambda g, m: (widen(g) - sigma * m).astype(g.dtype), updates, average
         )
         climb, inner = ascent.update(noise, state.ascent, params)
-        decay = jnp.where(state.step == 0, 0, lmbda)
-        new, finite = accumulate(average, updates, decay, 1 - decay)
+        kept = jnp.where(state.step == 0, 0, decay)
+        new, finite = accumulate(average, updates, kept, 1 - kept)
         step = jnp.where(finite, optax.safe_increment(state.step), state.step)
-        return climb, FriendlyAscentState(fill(state.average, new), step, inner)
+        return climb, FriendlyAscentState(fill(new, state.average), step, inner)
 
     return optax.GradientTransformation(init, update)

@@ -6,21 +6,23 @@ from typing import Any
 import jax
 import optax
 
+from optax_sam._old_spellings import respelt
 from optax_sam._types import Ascent, Mask, Tree
 
 
-def climb_only(ascent: Ascent, where: Mask | str) -> Ascent:
+@respelt
+def climb_only(ascent: Ascent, mask: Mask | str) -> Ascent:
     r"""Climb by an ascent, with some of the leaves alone.
 
     .. math:: \epsilon_S = a(g_S), \quad \epsilon_i = 0 \text{ for } i \notin S
 
     The norm is then that of the chosen leaves, which climb by the whole radius. To
     take the norm over all leaves and drop the climb of the others, mask what comes
-    out: `optax.chain(ascent, climb_only(optax.identity(), where))`.
+    out: `optax.chain(ascent, climb_only(optax.identity(), mask))`.
 
     Args:
       ascent: any ascent.
-      where: which leaves climb: a tree of booleans, a function that makes one from a
+      mask: which leaves climb: a tree of booleans, a function that makes one from a
         tree like the parameters (of its paths and shapes), or a regular expression
         that is searched in the path of each leaf ("encoder/norm/scale"). Flax's
         normalization layers are `"BatchNorm|LayerNorm|GroupNorm"`, LoRA's leaves
@@ -45,11 +47,11 @@ def climb_only(ascent: Ascent, where: Mask | str) -> Ascent:
       Sharpness-Aware Minimization Stronger: A Sparsified Perturbation Approach" (of
       all).
     """
-    chosen = _matching_paths(where) if isinstance(where, str) else where
+    chosen = _matching_paths(mask) if isinstance(mask, str) else mask
 
     def labels(tree: Tree) -> Tree:
-        mask = chosen(tree) if callable(chosen) else chosen
-        return jax.tree.map(lambda here: "climb" if here else "stay", mask)
+        some = chosen(tree) if callable(chosen) else chosen
+        return jax.tree.map(lambda here: "climb" if here else "stay", some)
 
     return optax.partition({"climb": ascent, "stay": optax.set_to_zero()}, labels)
 

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam._ascent.dual import dual_vector, widen
+from optax_sam._ascent.dual import dual_vector
 from optax_sam._ascent.radius import check_rho, scale_to
-from optax_sam._sub_batches import own_key
+from optax_sam._keys import own_key
+from optax_sam._old_spellings import respelt
+from optax_sam._trees import once, widen
 from optax_sam._types import Ascent, Rho, Sampler, Tree
 
 
@@ -42,8 +44,9 @@ def coarse_uniform(
       TypeError: `key` is no random key.
 
     Example:
-      >>> import jax, jax.numpy as jnp, optax_sam
-      >>> z = optax_sam.coarse_uniform(jax.random.key(0), (3,))
+      >>> import jax, jax.numpy as jnp
+      >>> from optax_sam._ascent.random import coarse_uniform
+      >>> z = coarse_uniform(jax.random.key(0), (3,))
       >>> jnp.round(255 * z)
       Array([ 79., -97.,  53.], dtype=float32)
 
@@ -55,10 +58,14 @@ def coarse_uniform(
     return (2 * octets - 255).astype(dtype).reshape(shape) / 255
 
 
-def random_ascent(rho: Rho, key: jax.Array, sampler: Sampler | None = None) -> Ascent:
+@respelt
+def random_ascent(
+    rho: Rho, *, key: jax.Array, sampler: Sampler | None = None
+) -> Ascent:
     r"""A climb of norm rho in a random direction of the whole tree.
 
-    .. math:: \epsilon = \rho \frac{z}{\|z\|_2}, \quad z \sim N(0, I)
+    .. math:: \epsilon = \rho \frac{z}{\|z\|_2}, \quad
+              z_i \text{ independent, symmetric about } 0
 
     The control experiment: what SAM gains over this it owes to *where* it climbs.
     The climb does not depend on the gradient. Where the product names sub-batches,
@@ -68,13 +75,15 @@ def random_ascent(rho: Rho, key: jax.Array, sampler: Sampler | None = None) -> A
       rho: radius of the climb, in the 2-norm of the whole tree. A number, a traced
         scalar or a schedule of the step.
       key: a JAX random key; step t draws from `fold_in(key, t)`.
-      sampler: draws z, leaf by leaf, from (key, shape, dtype). `None` is
-        `jax.random.normal`, with which all directions are equally likely;
-        `coarse_uniform` is cheaper. (Under `optax.inject_hyperparams` name it in
-        `static_args`.)
+      sampler: draws z, leaf by leaf, from (key, shape, dtype). `None` is one random
+        byte for each weight. Published is `jax.random.normal`, with which all
+        directions are equally likely: the climb has the same norm, mean and
+        covariance, and takes longer to draw. (Under `optax.inject_hyperparams` name it
+        in `static_args`.)
 
     Returns:
-      An ascent whose state holds the key and a counter (so door 1 only). The climb
+      An ascent whose state holds the key and a counter (so in the optimizer, or with
+      `stateful_value_and_grad`). The climb
       has the structure and dtypes of the gradient, or of the parameters where the
       gradient is `None`.
 
@@ -92,7 +101,7 @@ def random_ascent(rho: Rho, key: jax.Array, sampler: Sampler | None = None) -> A
     Reference: Foret et al. 2021, appendix C.5 (adversarial against random).
     """
     check_rho(rho)
-    draw = jax.random.normal if sampler is None else sampler
+    draw = coarse_uniform if sampler is None else sampler
 
     def init(params: Tree) -> RandomAscentState:
         del params
@@ -111,11 +120,17 @@ def random_ascent(rho: Rho, key: jax.Array, sampler: Sampler | None = None) -> A
 
 
 def _noise_like(tree: Tree, draw: Sampler, key: jax.Array) -> Tree:
+    """Noise for every leaf, from the key folded with the leaf's number."""
     leaves, structure = jax.tree.flatten(tree)
-
-    def noise(index: int, x: Any) -> jax.Array:
-        return draw(jax.random.fold_in(key, index), jnp.shape(x), widen(x).dtype)
-
-    # Drawn once: XLA would draw anew for the norm, and again for the climb.
-    drawn = [noise(i, x) for i, x in enumerate(leaves)]
-    return jax.tree.unflatten(structure, jax.lax.optimization_barrier(drawn))
+    alike: dict[Any, list[int]] = {}
+    for i, x in enumerate(leaves):
+        alike.setdefault((jnp.shape(x), widen(x).dtype), []).append(i)
+    drawn: list[Any] = [None] * len(leaves)
+    # Leaves of one shape side by side: a generator for each takes long to compile.
+    for (shape, dtype), numbers in alike.items():
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(numbers))
+        # Drawn once: XLA would draw anew for the norm, and again for the climb.
+        rows = once(jax.vmap(lambda k, s=shape, d=dtype: draw(k, s, d))(keys))
+        for i, row in zip(numbers, rows, strict=True):
+            drawn[i] = row
+    return jax.tree.unflatten(structure, once(drawn))

@@ -2,11 +2,16 @@
 
 from optax_sam._ascent.dual import check_ord, dual_vector
 from optax_sam._ascent.radius import climb_by
+from optax_sam._old_spellings import respelt
 from optax_sam._types import Ascent, AxisName, Rho
 
 
+@respelt
 def steepest_ascent(
-    rho: Rho = 0.05, *, ord: float | None = None, axis_name: AxisName | None = None
+    rho: Rho = 0.05,
+    *,
+    ord: float | None = None,
+    params_axis_name: AxisName | None = None,
 ) -> Ascent:
     r"""SAM's ascent: the climb that raises the linearized loss most.
 
@@ -18,10 +23,10 @@ def steepest_ascent(
 
     Args:
       rho: radius of the climb, in the norm `ord` of the whole tree. A number, a
-        traced scalar, or (door 1) an Optax schedule of the step.
+        traced scalar or, in the optimizer, an Optax schedule of the step.
       ord: the order p of the norm in [1, inf], a Python number; `None` is 2. With
         `jnp.inf` the climb is rho * sign(g), with 1 it moves the largest entry alone.
-      axis_name: mesh axes over which the parameters themselves are split by hand
+      params_axis_name: mesh axes over which the parameters themselves are split by hand
         inside `jax.shard_map`, so that the norm is the norm of the whole. Under
         `check_vma=True` leaves that are not split are counted once; elsewhere all
         leaves are taken to be split.
@@ -46,4 +51,14 @@ def steepest_ascent(
       Improving Generalization", equation 2.
     """
     check_ord(ord)
-    return climb_by(rho, lambda g, params: dual_vector(g, ord, axis_name))
+    return climb_by(rho, lambda g, params: dual_vector(g, ord, params_axis_name))
+
+
+def steepest_unless(ascent: Ascent | None, rho: Rho | None) -> Ascent:
+    """The ascent that was given, or SAM's with this rho (`None` is 0.05)."""
+    if ascent is not None and rho is not None:
+        raise ValueError(
+            "Both rho and ascent were given, but an ascent has its own radius. Leave "
+            "rho out: ascent=adaptive_ascent(rho=0.5)."
+        )
+    return steepest_ascent(0.05 if rho is None else rho) if ascent is None else ascent

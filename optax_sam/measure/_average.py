@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_sam._ascent.dual import widen
 from optax_sam._ascent.radius import check_rho
+from optax_sam._trees import widen
 from optax_sam._types import Scalar, Tree
 from optax_sam.measure._checks import (
     TOO_FAR,

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam._checks import check_floats, keystr
+from optax_sam._checks import check_floats
+from optax_sam._trees import keystr
 from optax_sam._types import Tree
 
 TOO_FAR = (

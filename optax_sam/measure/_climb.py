@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from optax_sam._ascent.dual import widen
+from optax_sam._trees import widen
 from optax_sam._types import Ascent, Tree
 from optax_sam.measure._checks import TOO_FAR, check_params, check_result, scalar_loss
 from optax_sam.measure._landscape import moved

@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 
-from optax_sam._lanczos import Matvec
 from optax_sam._types import Tree
 from optax_sam.measure._checks import scalar_loss
 from optax_sam.measure._flat import flatten
+from optax_sam.measure._lanczos import Matvec
 from optax_sam.measure._loss import averaging
 
 

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_sam._lanczos import largest_eigenpairs
 from optax_sam._types import Tree
 from optax_sam.measure._checks import NO_CURVATURE, check_params, check_result
 from optax_sam.measure._curvature import curvature
 from optax_sam.measure._flat import unflatten_like
+from optax_sam.measure._lanczos import largest_eigenpairs
 
 #: Below this many parameters the whole Hessian is cheaper than Lanczos.
 _DENSE_BELOW = 256

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_sam._checks import keystr
-from optax_sam._lanczos import norm
+from optax_sam._trees import keystr
 from optax_sam._types import Tree
 from optax_sam.measure._checks import check_params, scalar_loss
+from optax_sam.measure._lanczos import norm
 from optax_sam.measure._loss import averaging
 
 

@@ -6,9 +6,9 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from optax_sam._ascent.dual import widen
 from optax_sam._devices import zeros
-from optax_sam._sub_batches import count_sub_batches
+from optax_sam._examples.sub_batches import count_sub_batches
+from optax_sam._trees import widen
 from optax_sam._types import Tree
 
 #: `average(f)`: the mean of the trees `f(batch)`, or `f()` where there are no batches.

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from optax_sam._lanczos import norm
+from optax_sam.measure._lanczos import norm
 
 
 def noise_of(noise: str) -> Callable[[jax.Array, jax.Array], jax.Array]:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam._lanczos import lanczos, ritz
 from optax_sam._types import Tree
 from optax_sam.measure._checks import (
     NO_CURVATURE,
@@ -17,6 +16,7 @@ from optax_sam.measure._checks import (
 )
 from optax_sam.measure._curvature import curvature
 from optax_sam.measure._estimate import Estimate, estimate
+from optax_sam.measure._lanczos import lanczos, ritz
 
 
 def hessian_trace(

@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_sam._ascent.dual import check_ord, dual_vector, widen
+from optax_sam._ascent.dual import check_ord, dual_vector
 from optax_sam._ascent.radius import check_rho
-from optax_sam._lanczos import norm
+from optax_sam._trees import widen
 from optax_sam._types import Scalar, Tree
 from optax_sam.measure._checks import TOO_FAR, check_params, check_result, scalar_loss
 from optax_sam.measure._flat import flatten
+from optax_sam.measure._lanczos import norm
 from optax_sam.measure._loss import Average, over_sub_batches
 from optax_sam.measure._noise import noise_of
 

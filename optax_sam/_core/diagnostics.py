@@ -5,9 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam._ascent.dual import dot, dual_vector, two_norm, widen
-from optax_sam._checks import matching
-from optax_sam._passes import Evaluation
+from optax_sam._ascent.dual import norms_and_cosine, two_norm
 from optax_sam._types import Tree
 
 
@@ -18,18 +16,19 @@ class Diagnostics(NamedTuple):
     tree (of this device's part where parameters are split by hand).
 
     Attributes:
-      loss: L(w), the loss at the parameters. Door 1 knows it from `value=`, or where
-        it computes the clean gradient itself; it is NaN otherwise, as is sharpness.
+      loss: L(w), the loss at the parameters, where the step made that pass or was
+        given `value=`; it is NaN otherwise, as is sharpness.
       climbed_loss: L(w + climb).
       sharpness: climbed_loss - loss. Negative: the climb was no climb.
-      grad_norm: norm of the clean gradient.
+      grad_norm: norm of the clean gradient; NaN where none was taken, as is cosine.
       climbed_grad_norm: norm of the climbed gradient, before `combine`.
       climb_norm: norm of the climb as really applied, after rounding to the dtype of
         the parameters.
       cosine: of the angle between the clean and the climbed gradient; 0 where one is
         zero or not finite.
-      num_gradients: how many gradients of the batch were taken so far: at door 1
-        since `init`, at door 2 in this call (4 with `second_order`).
+      num_gradients: how many gradients were taken, of the batch or of a part of it: in
+        the optimizer since `init`, in place of `jax.value_and_grad` in this call (by
+        `second_order` 1 + 3 for each step of the climb).
     """
 
     loss: jax.Array
@@ -50,31 +49,37 @@ def no_diagnostics(params: Tree) -> Diagnostics:
 
 def no_loss(params: Tree) -> jax.Array:
     """The loss before any pass: 0, in at least float32."""
-    return jnp.zeros([], _dtype(params))
+    return jnp.zeros([], loss_dtype(params))
 
 
 def diagnose(
-    clean: Evaluation, climbed: Evaluation, params: Tree, point: Tree, count: int
+    params: Tree, clean: Any, last: Any, climb_norm: Any, count: Any
 ) -> Diagnostics:
-    """What a clean pass at `params` and a climbed one at `point` show."""
-    start = matching(params, clean.gradient)
-    climb = jax.tree.map(lambda q, p: widen(q) - widen(p), point, start)
-    dtype = _dtype(params)
+    """What two passes and the climb between them show.
+
+    `clean` is `None` where the one pass that was made is the climbed one.
+    """
 
     def scalar(x: Any) -> jax.Array:
-        return jnp.asarray(x, dtype)
+        return jnp.asarray(x, loss_dtype(params))
 
+    loss: Any = jnp.nan if clean is None else clean.value
+    seen: Any = jnp.nan, two_norm(last.gradient), jnp.nan
+    if clean is not None:
+        seen = norms_and_cosine(clean.gradient, last.gradient)
+    grad_norm, climbed_grad_norm, cosine = seen
     return Diagnostics(
-        loss=scalar(clean.value),
-        climbed_loss=scalar(climbed.value),
-        sharpness=scalar(climbed.value) - scalar(clean.value),
-        grad_norm=scalar(two_norm(clean.gradient)),
-        climbed_grad_norm=scalar(two_norm(climbed.gradient)),
-        climb_norm=scalar(two_norm(climb)),
-        cosine=scalar(dot(*map(dual_vector, (clean.gradient, climbed.gradient)))),
+        loss=scalar(loss),
+        climbed_loss=scalar(last.value),
+        sharpness=scalar(last.value) - scalar(loss),
+        grad_norm=scalar(grad_norm),
+        climbed_grad_norm=scalar(climbed_grad_norm),
+        climb_norm=scalar(climb_norm),
+        cosine=scalar(cosine),
         num_gradients=jnp.asarray(count, jnp.int32),
     )
 
 
-def _dtype(params: Tree) -> Any:
+def loss_dtype(params: Tree) -> Any:
+    """The dtype that losses are kept in: that of the parameters, or float32."""
     return jnp.result_type(jnp.float32, *jax.tree.leaves(params))

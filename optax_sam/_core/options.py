@@ -7,28 +7,31 @@ from typing import Any, ParamSpec, TypedDict, TypeVar, get_args, get_type_hints
 
 from jax.sharding import Mesh
 
-from optax_sam._types import AxisName
+from optax_sam._old_spellings import bind
+from optax_sam._types import AxisName, When
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class SubBatchOptions(TypedDict, total=False):
-    """What is a sub-batch, and what the loss returns; see `sharpness_aware`."""
+class Options(TypedDict, total=False):
+    """On which steps and over which examples; see `sharpness_aware`."""
 
+    when: When
+    diagnostics: bool
     has_aux: bool
+    ignore_updates: bool
     microbatch_size: int | None
     axis_name: AxisName | None
     mesh: Mesh | None
     at_once: int | None
 
 
-class ClimbOptions(SubBatchOptions, total=False):
-    """Also how the climb is made, and whether it is watched; see `sharpness_aware`."""
+class ClimbOptions(Options, total=False):
+    """Also how the climb is made; see `sharpness_aware`."""
 
     num_steps: int | None
     climb_dtype: Any
-    diagnostics: bool
 
 
 def product(factory: Callable[P, T]) -> Callable[P, T]:
@@ -53,7 +56,7 @@ def product(factory: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(factory)
     def make(*args: P.args, **kwargs: P.kwargs) -> T:
-        signature.bind(*args, **kwargs)
+        bind(signature, factory.__name__, args, kwargs)
         return factory(*args, **kwargs)
 
     make.__dict__["__signature__"] = signature

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam._devices import zeros
+from optax_sam._trees import keystr, widen
 from optax_sam._types import Tree
-
-keystr = jax.tree_util.keystr
 
 
 class Parts(NamedTuple):
@@ -21,49 +20,6 @@ class Parts(NamedTuple):
 
 #: `part(index, examples) -> Parts`: the work on the sub-batch of that global index.
 Part = Callable[[Any, Tree], Parts]
-
-
-def is_key(x: Any) -> bool:
-    """Whether `x` is a typed random key, or an array of them."""
-    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def own_key(key: jax.Array) -> jax.Array:
-    """A copy of the key, for a state that may be donated.
-
-    It is typed (a raw one is wrapped): only typed ones are told from data.
-    """
-    return jax.random.clone(key if is_key(key) else jax.random.wrap_key_data(key))
-
-
-def is_lone_key(x: Any) -> bool:
-    """Whether `x` is one random key: it has no axis to cut."""
-    return is_key(x) and jnp.ndim(x) == 0
-
-
-def fold_keys(tree: Tree, index: Any) -> Tree:
-    """The tree with every typed random key folded with the sub-batch's index."""
-
-    def fold(x: Any) -> Any:
-        if not is_key(x):
-            return x
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(x.reshape(-1))
-        return keys.reshape(x.shape)
-
-    return jax.tree.map(fold, tree)
-
-
-def partition(tree: Tree, second: Tree) -> tuple[Tree, Tree]:
-    """The tree twice, with `None` where a leaf is in the other."""
-    first = jax.tree.map(lambda x, there: None if there else x, tree, second)
-    return first, jax.tree.map(lambda x, there: x if there else None, tree, second)
-
-
-def merge(first: Tree, second: Tree) -> Tree:
-    """The tree that `partition` cut in two."""
-    return jax.tree.map(
-        lambda a, b: b if a is None else a, first, second, is_leaf=lambda x: x is None
-    )
 
 
 def spread(prefix: Any, aux: list[Any]) -> Tree:
@@ -123,7 +79,9 @@ def average_over(
     """
     if count == 1:
         parts = part(first, examples)
-        return parts._replace(averaged=_narrow(_widen(parts.averaged), parts.averaged))
+        return parts._replace(
+            averaged=_narrow(jax.tree.map(widen, parts.averaged), parts.averaged)
+        )
     # Under jit the shapes of the carry and the loop's body share one trace, given that
     # the index has the loop's own type.
     part, first = jax.jit(part), jnp.asarray(first, jnp.int32)
@@ -156,7 +114,7 @@ def _loop(several: Part, starts: jax.Array, cut: Tree) -> Parts:
 def _one_sum(part: Part) -> Part:
     def one(index: Any, examples: Tree) -> Parts:
         parts = part(index, examples)
-        return Parts(_widen(parts.averaged), parts.rows)
+        return Parts(jax.tree.map(widen, parts.averaged), parts.rows)
 
     return one
 
@@ -164,7 +122,9 @@ def _one_sum(part: Part) -> Part:
 def _sum_side_by_side(part: Part, at_once: int) -> Part:
     def several(index: Any, examples: Tree) -> Parts:
         parts = jax.vmap(part)(index + jnp.arange(at_once), examples)
-        sums = jax.tree.map(lambda x: jnp.sum(x, 0), _widen(parts.averaged))
+        sums = jax.tree.map(
+            lambda x: jnp.sum(x, 0), jax.tree.map(widen, parts.averaged)
+        )
         return Parts(sums, jax.tree.map(_flatten_rows, parts.rows))
 
     return several
@@ -180,18 +140,10 @@ def _flatten_rows(x: jax.Array) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])
 
 
-def _widen(tree: Tree) -> Tree:
-    # Sums in at least float32, of integers and booleans too.
-    def wide(x: Any) -> jax.Array:
-        return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
-
-    return jax.tree.map(wide, tree)
-
-
 def _narrow(tree: Tree, like: Tree) -> Tree:
     # Back to the dtype it came in; averages of integers and booleans stay float32.
     def back(x: jax.Array, was: Any) -> jax.Array:
-        inexact = jnp.issubdtype(was.dtype, jnp.inexact)
-        return x.astype(was.dtype) if inexact else x
+        dtype = jnp.result_type(was)
+        return x.astype(dtype) if jnp.issubdtype(dtype, jnp.inexact) else x
 
     return jax.tree.map(back, tree, like)

@@ -1,0 +1,169 @@
+"""One sub-batch as a method sees it: a loss that can be differentiated anywhere."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_sam._ascent.dual import two_norm
+from optax_sam._checks import check_pair, check_scalar, warn
+from optax_sam._core.diagnostics import Diagnostics, diagnose
+from optax_sam._devices import vary_like, vary_with
+from optax_sam._trees import cast, cast_like, fill, matching, widen
+from optax_sam._types import Tree
+from optax_sam._when import choose
+
+#: `loss(params, examples)`: a scalar, or `(scalar, aux)`.
+Loss = Callable[[Tree, Tree], Any]
+
+#: `climb_of(gradient, params) -> climb`: the next step of a climb.
+ClimbOf = Callable[[Tree, Tree], Tree]
+
+
+class Evaluation(NamedTuple):
+    """What one pass gives: the value of the loss, its gradient, and aux."""
+
+    value: Any
+    gradient: Tree
+    aux: Any = None
+
+
+class Walk(NamedTuple):
+    """The passes of a step.
+
+    Attributes:
+      clean: the pass at the parameters.
+      gradient: that of the last pass, the clean one where no climb was made.
+      report: what the passes show, where diagnostics are asked for; else `None`.
+    """
+
+    clean: Evaluation
+    gradient: Tree
+    report: Diagnostics | None
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The passes that can be made over one sub-batch.
+
+    Attributes:
+      loss: `loss(params, examples)` returns a scalar, or a pair with `has_aux`.
+      params: where the clean pass is made. A parameter that has no gradient (`None` in
+        a point) stays where it is.
+      examples: the sub-batch; `None` where the loss knows it.
+      has_aux: whether the loss returns `(value, aux)`.
+      given: the clean pass where the caller has made it already.
+      watched: whether diagnostics are asked for.
+    """
+
+    loss: Loss
+    params: Tree
+    examples: Tree = None
+    has_aux: bool = False
+    given: Evaluation | None = None
+    watched: bool = False
+
+    def clean(self) -> Evaluation:
+        """The clean pass, at the parameters."""
+        return self.at(self.params) if self.given is None else self.given
+
+    def at(self, point: Tree, like: Tree = None) -> Evaluation:
+        """The pass at another point, its gradient in the dtypes of `like`, if given."""
+        (value, aux), gradient = jax.value_and_grad(self.out, has_aux=True)(point)
+        if like is not None:
+            gradient = cast_like(gradient, like)
+        return Evaluation(value, gradient, aux)
+
+    def out(self, point: Tree) -> tuple[Any, Any]:
+        """The value of the loss at a point, and aux."""
+        out = self.loss(fill(point, self.params), self.examples)
+        value, aux = check_pair(out, self.has_aux)
+        check_scalar(value)
+        return value, aux
+
+    def over(self, examples: Tree) -> "Passes":
+        """The passes over other examples."""
+        return replace(self, examples=examples, given=None)
+
+    def walk(
+        self,
+        climb_of: ClimbOf,
+        climbs: Any = True,
+        *,
+        num_steps: int = 1,
+        climb_dtype: Any = None,
+    ) -> Walk:
+        """The clean pass, and those at the points that the climb leads to.
+
+        The further passes are made where `climbs` says so, a bool of Python or a
+        traced one.
+        """
+        clean = self.clean()
+        here = matching(self.params, clean.gradient)
+
+        def onward() -> Any:
+            point = self.climb(climb_of, clean.gradient, num_steps, climb_dtype)
+            last = self.at(point, clean.gradient)
+            return last.gradient, self.show(clean, last, point, 1 + num_steps)
+
+        def stay() -> Any:
+            return clean.gradient, self.show(clean, clean, here, 1)
+
+        return Walk(clean, *choose(climbs, onward, stay))
+
+    def climb(
+        self, climb_of: ClimbOf, gradient: Tree, num_steps: int, climb_dtype: Any
+    ) -> Tree:
+        """The climbed parameters, after `num_steps` steps from the first gradient on.
+
+        Each is found by `climb_of` from the gradient at the end of the one before, held
+        in `climb_dtype`.
+        """
+        start = matching(self.params, gradient)
+        climb = climb_of(cast(gradient, climb_dtype), start)
+        for _ in range(num_steps - 1):
+            so_far = add_climb(start, climb, gradient, climb_dtype)
+            there = cast(self.at(so_far, gradient).gradient, climb_dtype)
+            climb = jax.tree.map(jnp.add, climb, climb_of(there, start))
+        return add_climb(start, climb, gradient, climb_dtype)
+
+    def show(
+        self, clean: Evaluation | None, last: Evaluation, point: Tree, count: Any
+    ) -> Diagnostics | None:
+        """What a step shows whose last pass was made at this point.
+
+        `clean` is the pass that the climb was made of, where there was one, and `count`
+        the number of gradients. `None` where nobody asks.
+        """
+        if not self.watched:
+            return None
+        here = matching(self.params, point)
+        climb = jax.tree.map(lambda q, p: widen(q) - widen(p), point, here)
+        report = diagnose(self.params, clean, last, two_norm(climb), count)
+        varying: Diagnostics = vary_with(report, last.gradient)
+        return varying
+
+
+def add_climb(params: Tree, climb: Tree, like: Tree, climb_dtype: Any = None) -> Tree:
+    """The climbed parameters, in `climb_dtype` or their own.
+
+    They vary over devices as `like` does.
+    """
+    if climb_dtype is None:
+        _warn_of_half_precision(params)
+    start = cast(params, climb_dtype)
+    moved = jax.tree.map(lambda p, e: (p + e).astype(p.dtype), start, climb)
+    return vary_like(moved, like)
+
+
+def _warn_of_half_precision(params: Tree) -> None:
+    half = (jnp.bfloat16, jnp.float16)
+    if any(jnp.result_type(x) in half for x in jax.tree.leaves(params)):
+        warn(
+            "SAM climbs from parameters stored in half precision, where most of a "
+            "small climb is rounded away: SAM then does little or nothing. Hold the "
+            "climbed copy in float32 with climb_dtype=jnp.float32, or keep the "
+            "parameters in float32 and cast them inside the loss."
+        )

@@ -1,0 +1,171 @@
+"""In place of `jax.value_and_grad`: a drop-in for who owns the training loop."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from optax_sam._checks import check_leaves
+from optax_sam._core.method import (
+    Method,
+    Seen,
+    climbing,
+    has_state,
+    number_of,
+    step_by,
+)
+from optax_sam._core.passes import Evaluation, Passes
+from optax_sam._once import CompiledOnce
+from optax_sam._types import Ascent, Combine, Tree, When
+from optax_sam._when import check_when, choose, decide
+
+
+def value_and_grad(
+    loss_fn: Callable[..., Any],
+    ascent: Ascent,
+    *,
+    combine: Combine | None = None,
+    when: When = None,
+    has_aux: bool = False,
+    second_order: bool = False,
+    num_steps: int | None = None,
+    climb_dtype: Any = None,
+    diagnostics: bool = False,
+) -> Callable[..., tuple[Any, Tree]]:
+    r"""The value of a loss, and the gradient after a climb.
+
+    .. math:: L(w), \quad \nabla L(w + \epsilon), \quad \epsilon = a(\nabla L(w))
+
+    Args:
+      loss_fn: `loss_fn(params, *args, **kwargs)` returns a scalar, or `(scalar, aux)`
+        with `has_aux`.
+      ascent: from a gradient to a climb, e.g. `steepest_ascent(rho)` for SAM or
+        `adaptive_ascent(rho)` for ASAM. It must be stateless; a schedule for rho is
+        written `steepest_ascent(rho=schedule(step))` inside the training step.
+      combine: a function of the clean and the climbed gradient that gives the one to
+        return; `None` is the climbed one.
+      when: whether to climb, a bool of Python or a traced one (`step % 5 == 0`); where
+        not, the gradient is the clean one, and no further pass is made. `None` is
+        yes.
+      has_aux: whether `loss_fn` returns auxiliary data, as for `jax.value_and_grad`.
+      second_order: keep the term that SAM drops: differentiate `L(w + epsilon(w))`
+        through the climb. About four gradients' FLOPs instead of two, three more for
+        each further step.
+      num_steps: how many steps the climb takes, of rho / num_steps each (`None` is 1).
+      climb_dtype: the dtype of the climbed copy of the parameters, e.g. `jnp.float32`
+        where half precision would round the climb away; `None` is their own.
+      diagnostics: also return a `Diagnostics` of the two passes: as aux, or as
+        `(aux, diagnostics)` with `has_aux`. No further pass is made.
+
+    Returns:
+      A function with the arguments and results of
+      `jax.value_and_grad(loss_fn, has_aux=has_aux)`, differentiating argument 0.
+      Value and aux are those of the clean pass, so BatchNorm statistics are updated
+      once. Two gradients are evaluated, one after the other, with the same arguments
+      and so the same random keys; `loss_fn` is traced twice.
+
+    Raises:
+      ValueError: an ascent that keeps state.
+      TypeError: a loss that is not a scalar; a tuple without `has_aux`; parameters
+        that are not floating-point; a `when` that is no bool.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> def loss(w):
+      ...     return 0.5 * jnp.sum(jnp.array([1.0, 4.0]) * w**2)
+      >>> grad_fn = optax_sam.value_and_grad(loss, optax_sam.steepest_ascent(rho=0.5))
+      >>> value, gradient = grad_fn(jnp.array([3.0, 1.0]))
+      >>> value, gradient
+      (Array(6.5, dtype=float32), Array([3.3, 5.6], dtype=float32))
+
+    Reference: Foret et al. 2021, algorithm 1; equation 3 and appendix C.4 for
+      `second_order`.
+    """
+    check_when(when)
+    if callable(when):
+        raise TypeError(
+            "value_and_grad keeps no count of steps, so `when` must be a bool: "
+            "value_and_grad(loss_fn, ascent, when=step % 5 == 0) inside the training "
+            "step, or stateful_value_and_grad(loss_fn, sam(rho, when=every_k(5)))."
+        )
+    make = through_the_climb if second_order else climbing
+    method = make(ascent, combine, num_steps=num_steps, climb_dtype=climb_dtype)
+
+    def run(loss_fn: Callable[..., Any], params: Tree, args: Any, kwargs: Any) -> Any:
+        def loss(point: Tree, _: Tree) -> Any:
+            return loss_fn(point, *args, **kwargs)
+
+        passes = Passes(loss, params, has_aux=has_aux, watched=diagnostics)
+        seen = method.local(passes, ascent.init(params), decide(when, None))
+        aux = [seen.aux] if has_aux else []
+        aux += [seen.report] if diagnostics else []
+        return (seen.value, *_one_or_pair(aux)) if aux else seen.value, seen.gradient
+
+    straight = when is None or isinstance(when, bool)
+    step = run if straight else CompiledOnce(run)
+
+    def sam_value_and_grad(params: Tree, /, *args: Any, **kwargs: Any) -> Any:
+        check_leaves(params, params)
+        _refuse_state(ascent, params)
+        return step(loss_fn, params, args, kwargs)
+
+    return sam_value_and_grad
+
+
+def through_the_climb(
+    ascent: Ascent,
+    combine: Combine | None = None,
+    *,
+    num_steps: int | None = None,
+    climb_dtype: Any = None,
+) -> Method:
+    """SAM's method with the term that it drops.
+
+    The climb is a function of the parameters, and differentiated as such.
+    """
+    steps = number_of(num_steps)
+
+    def local(passes: Passes, state: Any, climbs: Any) -> Seen:
+        climb_of = step_by(ascent, state, steps)
+
+        def climbed_loss(params: Tree) -> Any:
+            here = replace(passes, params=params)
+            clean = here.clean()
+            point = here.climb(climb_of, clean.gradient, steps, climb_dtype)
+            return here.out(point)[0], (clean, point)
+
+        def climbed() -> Any:
+            differentiate = jax.value_and_grad(climbed_loss, has_aux=True)
+            (value, (clean, point)), gradient = differentiate(passes.params)
+            last = Evaluation(value, gradient)
+            report = passes.show(clean, last, point, 1 + 3 * steps)
+            out = gradient if combine is None else combine(clean.gradient, gradient)
+            return Seen(clean.value, out, None, clean.aux, report)
+
+        def stayed() -> Any:
+            clean = passes.clean()
+            report = passes.show(clean, clean, passes.params, 1)
+            return Seen(clean.value, clean.gradient, None, clean.aux, report)
+
+        seen: Seen = choose(climbs, climbed, stayed)
+        return seen
+
+    return climbing(ascent)._replace(local=local)
+
+
+def _one_or_pair(aux: list[Any]) -> list[Any]:
+    return [tuple(aux)] if len(aux) > 1 else aux
+
+
+def _refuse_state(ascent: Ascent, params: Tree) -> None:
+    """Refuse an ascent that keeps a state from step to step."""
+    if has_state(jax.eval_shape(ascent.init, params)):
+        raise ValueError(
+            "This ascent keeps a state (a schedule, a random key or an average), and "
+            "value_and_grad has no place for it. Use stateful_value_and_grad(loss_fn, "
+            "optax_sam.sharpness_aware(ascent)), which has one; or SAM in the "
+            "optimizer, optax.chain(optax_sam.sharpness_aware(ascent), optimizer); or, "
+            "for a schedule, write "
+            "steepest_ascent(rho=schedule(step)) inside the training step."
+        )

@@ -1,0 +1,38 @@
+"""Random keys: told apart from data, copied, and folded for each sub-batch."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_sam._types import Tree
+
+
+def is_key(x: Any) -> bool:
+    """Whether `x` is a typed random key, or an array of them."""
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def own_key(key: jax.Array) -> jax.Array:
+    """A copy of the key, for a state that may be donated.
+
+    It is typed (a raw one is wrapped): only typed ones are told from data.
+    """
+    return jax.random.clone(key if is_key(key) else jax.random.wrap_key_data(key))
+
+
+def is_lone_key(x: Any) -> bool:
+    """Whether `x` is one random key: it has no axis to cut."""
+    return is_key(x) and jnp.ndim(x) == 0
+
+
+def fold_keys(tree: Tree, index: Any) -> Tree:
+    """The tree with every typed random key folded with the sub-batch's index."""
+
+    def fold(x: Any) -> Any:
+        if not is_key(x):
+            return x
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(x.reshape(-1))
+        return keys.reshape(x.shape)
+
+    return jax.tree.map(fold, tree)

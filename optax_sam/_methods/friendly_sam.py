@@ -1,0 +1,53 @@
+"""F-SAM: climb along what is particular to this batch."""
+
+from typing import Unpack
+
+from optax_sam._ascent import friendly_ascent
+from optax_sam._ascent.steepest import steepest_unless
+from optax_sam._core.options import ClimbOptions, product
+from optax_sam._core.sharpness_aware import sharpness_aware
+from optax_sam._core.transformation import SharpnessAware
+from optax_sam._types import Ascent, Rho, Scalar
+
+
+@product
+def friendly_sam(
+    rho: Rho | None = None,
+    sigma: Scalar = 1.0,
+    decay: Scalar = 0.9,
+    *,
+    ascent: Ascent | None = None,
+    **options: Unpack[ClimbOptions],
+) -> SharpnessAware:
+    r"""F-SAM: climb along the gradient less its moving average.
+
+    .. math:: g \mapsto \nabla L\!\left(w + \rho \frac{d}{\|d\|}\right), \quad
+              d = g - \sigma m
+
+    Args:
+      rho, sigma, decay, ascent: as for `friendly_ascent`.
+      when, diagnostics, has_aux, num_steps, climb_dtype, ignore_updates,
+        microbatch_size, axis_name, mesh, at_once: as for `sharpness_aware`.
+
+    Returns:
+      A transformation for the head of a chain; see `sharpness_aware`. Its
+      state holds the average m, a copy of the parameters.
+
+    Raises:
+      ValueError: both `rho` and `ascent`; `update` raises as `sharpness_aware` says.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax_sam
+      >>> def loss(w):
+      ...     return 0.5 * jnp.sum(jnp.array([1.0, 4.0]) * w**2)
+      >>> w = jnp.array([3.0, 1.0])
+      >>> tx = optax_sam.friendly_sam(rho=0.5)
+      >>> tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)[0]
+      Array([3.3, 5.6], dtype=float32)
+
+    Reference: Li et al. 2024, "Friendly Sharpness-Aware Minimization", algorithm 1.
+    """
+    return sharpness_aware(
+        friendly_ascent(steepest_unless(ascent, rho), sigma=sigma, decay=decay),
+        **options,
+    )
