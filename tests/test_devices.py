@@ -423,9 +423,9 @@ def training(problem, tx, inside):
     return train
 
 
-def train_with(product, problem, context, microbatch_size):
+def train_with(product, problem, context, microbatch_size, inside=False):
     options = CONTEXTS[context].options(microbatch_size)
-    inside = microbatch_size is not None or CONTEXTS[context].mesh
+    inside = inside or microbatch_size is not None or CONTEXTS[context].mesh
     step = training(problem, product(has_aux=True, **options), inside)
     (params, (state, _)), _ = run(CONTEXTS[context].run, problem, step)
     return params, state
@@ -439,6 +439,18 @@ def test_m_sam(context, microbatch_size):
     product = functools.partial(optax_sam.m_sam, RHO)
     params, _ = train_with(product, NETWORK, context, microbatch_size)
     expected = oracle(NETWORK, microbatch_size or ON_EACH, steps=STEPS)
+    assert_same(params, expected.params)
+
+
+@pytest.mark.parametrize("context", ["shard_map", "unchecked", "pmap"])
+def test_keys_are_told_apart_where_the_gradient_is_taken_inside(context):
+    """Each device's key is the batch's, folded with its index; the caller folds none.
+
+    A caller who gives the clean gradient has drawn with the keys as they are.
+    """
+    product = functools.partial(optax_sam.m_sam, RHO)
+    params, _ = train_with(product, NETWORK, context, None, inside=True)
+    expected = oracle(NETWORK, ON_EACH, steps=STEPS)
     assert_same(params, expected.params)
 
 

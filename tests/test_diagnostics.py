@@ -453,7 +453,7 @@ def test_asam_measures_its_radius_otherwise():
     assert d["sharpness"] > 0
 
 
-def test_the_loss_that_does_not_rise():
+def test_the_loss_that_does_not_rise(x64):
     """The climb was made for another batch than the one it is judged on."""
     tx = optax_sam.sam(0.05, diagnostics=True)
     w = jnp.array([3.0, 1.0])
