@@ -45,3 +45,21 @@ def inside(bodies: dict[str, list[str]], name: str) -> str:
     """The lines of a computation, and of those that it calls."""
     text = "\n".join(bodies[name])
     return text + "".join(inside(bodies, called) for called in CALLS.findall(text))
+
+
+#: What a loop or a conditional runs.
+BRANCHES = re.compile(
+    r"(?:body|true_computation|false_computation)=%?([\w.\-]+)"
+    r"|branch_computations=\{([^}]*)\}"
+)
+
+
+def inside_control_flow(text: str, operation: str) -> int:
+    """How often an operation stands inside of a loop or of a conditional."""
+    bodies, _ = computations(text)
+    found = 0
+    for line in text.splitlines():
+        for one, several in BRANCHES.findall(line):
+            names = [one] if one else re.findall(r"[\w.\-]+", several)
+            found += sum(inside(bodies, n).count(operation) for n in names)
+    return found

@@ -38,6 +38,7 @@ def value_and_grad(
     batch_argnums: int | tuple[int, ...] = 1,
     concat_aux: Any = False,
     at_once: int | None = None,
+    unroll: int | bool = 1,
     **options: Any,
 ) -> GradFn:
     r"""The value of a loss of an NNX model, and the gradient after a climb.
@@ -66,6 +67,7 @@ def value_and_grad(
       batch_argnums: positions of the arguments that hold examples; the model is 0.
       concat_aux: which leaves of aux are concatenated, not averaged.
       at_once: how many sub-batches are run side by side.
+      unroll: how far the loop over sub-batches is unrolled.
       **options: those of `optax_sam.value_and_grad`: `combine`, `second_order`,
         `num_steps`, `climb_dtype`; `diagnostics`, which come back as they do there.
 
@@ -109,6 +111,7 @@ def value_and_grad(
         batch_argnums=batch_argnums,
         concat_aux=(concat_aux, False, False, True),  # as _in_rows returns them
         at_once=at_once,
+        unroll=unroll,
     )
     split = any(x is not None for x in (microbatch_size, axis_name, mesh))
 
@@ -123,11 +126,16 @@ def value_and_grad(
         changed = fill(state, jax.tree.map(lambda x: x[0], rows))
         nnx.update(call.objects, fill(changed, call.state))
         grads = jax.tree.unflatten(call.gradient, jax.tree.leaves(grads))
-        shown = [aux] * has_aux + [diagnostics] * report
-        aux = tuple(shown) if len(shown) > 1 else shown[0] if shown else None
-        return ((value, aux) if shown else value), grads
+        return _with_aux(value, [aux] * has_aux + [diagnostics] * report), grads
 
     return sam_value_and_grad
+
+
+def _with_aux(value: Any, shown: list[Any]) -> Any:
+    """The value alone, or a pair of it and what is shown."""
+    if not shown:
+        return value
+    return value, tuple(shown) if len(shown) > 1 else shown[0]
 
 
 class _Call(NamedTuple):

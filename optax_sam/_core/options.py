@@ -25,6 +25,7 @@ class Options(TypedDict, total=False):
     axis_name: AxisName | None
     mesh: Mesh | None
     at_once: int | None
+    unroll: int | bool | None
 
 
 class ClimbOptions(Options, total=False):
@@ -48,6 +49,7 @@ def product(factory: Callable[P, T]) -> Callable[P, T]:
             name=name,
             kind=inspect.Parameter.KEYWORD_ONLY,
             annotation=kind,
+            # Never a number: optax.inject_hyperparams would make an array of it.
             default=False if kind is bool else None,
         )
         for name, kind in options.items()

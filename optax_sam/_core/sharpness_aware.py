@@ -39,6 +39,8 @@ def sharpness_aware(
         calls so far, e.g. `every_k(5)`; `None` is every step. On the others the
         averaged clean gradient comes out and no further pass is made. Schedules,
         averages and random streams go on with every step, whether it climbs or not.
+        On a CPU, XLA is slow at convolutions inside a condition: there use two compiled
+        steps, `when=True` and `when=False`, on one state.
       diagnostics: keep a `Diagnostics` of the last step in the state, found by
         `optax.tree.get(state, "diagnostics")`; no further pass is made.
       has_aux: whether `value_fn` returns `(value, aux)`. Aux is discarded: keep that of
@@ -51,6 +53,8 @@ def sharpness_aware(
         them is taken here.
       mesh: the mesh of `axis_name`, to be used from plain `jit`.
       at_once: how many sub-batches are run side by side.
+      unroll: how far the loop over sub-batches is unrolled (`None` is 1); on a CPU
+        convolutional networks want `True`. See `m_sharpness`.
 
     Returns:
       A transformation with `update(updates, state, params, *, value_fn, batch=None,

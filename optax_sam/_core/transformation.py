@@ -180,6 +180,7 @@ def transformation(
     axis_name: AxisName | None = None,
     mesh: Mesh | None = None,
     at_once: int | None = None,
+    unroll: int | bool | None = None,
 ) -> SharpnessAware:
     r"""The Optax transformation of a method (experimental: may still change).
 
@@ -194,7 +195,7 @@ def transformation(
       diagnostics: keep a `Diagnostics` of the last step in the state.
       has_aux: whether `value_fn` returns `(value, aux)`.
       ignore_updates: drop a gradient that comes in where the method takes its own.
-      microbatch_size, axis_name, mesh, at_once: what is a sub-batch, as for
+      microbatch_size, axis_name, mesh, at_once, unroll: what is a sub-batch, as for
         `sharpness_aware`.
 
     Returns:
@@ -219,7 +220,7 @@ def transformation(
     Reference: Foret et al. 2021, section 4.1 (m-sharpness), arXiv:2010.01412.
     """
     check_when(when)
-    sub_batches = SubBatches(microbatch_size, axis_name, mesh, at_once)
+    sub_batches = SubBatches(microbatch_size, axis_name, mesh, at_once, unroll)
     step = Step(method, sub_batches, when, diagnostics)
     inside, call = not takes_updates or sub_batches.split, _call(has_aux)
 
@@ -240,9 +241,8 @@ def transformation(
             _check_none(updates, params, ignore_updates)
             updates = None
         clean = _clean_pass(updates, params, value, axis_name)
-        given = Given(params, batch, None, clean, call)
-        gradient, state, _ = step(value_fn, given, state)
-        return gradient, state
+        out = step(value_fn, Given(params, batch, None, clean, call), state)
+        return out[:2]
 
     made = SharpnessAware(step.init, update)
     made.step = step

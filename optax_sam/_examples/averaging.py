@@ -34,17 +34,20 @@ def mean_of_all(averaged: Tree, rest: Any, names: tuple[str, ...]) -> Tree:
 
 @dataclass(frozen=True)
 class SubBatches:
-    """Which examples climb together; see `m_sharpness` for the four answers."""
+    """Which examples climb together; see `m_sharpness` for the answers."""
 
     microbatch_size: int | None = None
     axis_name: AxisName | None = None
     mesh: Mesh | None = None
     at_once: int | None = None
+    unroll: int | bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("microbatch_size", "at_once"):
-            if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name))
+        unroll = None if isinstance(self.unroll, bool) else self.unroll
+        numbers = {"microbatch_size": self.microbatch_size, "at_once": self.at_once}
+        for name, value in (numbers | {"unroll": unroll}).items():
+            if value is not None:
+                check_whole(name, value)
         if self.at_once is not None and self.microbatch_size is None:
             raise ValueError(
                 f"at_once = {self.at_once} says how many micro-batches run side by "
@@ -125,7 +128,9 @@ class SubBatches:
             rest, lone_keys = fold_keys(keyed, index)
             return part(params, fill(examples, lone_keys), rest)
 
-        parts = average_over(one, examples, count, first, self.at_once or 1)
+        parts = average_over(
+            one, examples, count, first, self.at_once or 1, self.unroll or 1
+        )
         if not names:
             return parts
         return parts._replace(averaged=mean(parts.averaged, keyed[0], names))

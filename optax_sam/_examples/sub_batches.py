@@ -70,12 +70,17 @@ def _require_divisor(name: str, value: int, size: int, what: str) -> None:
 
 
 def average_over(
-    part: Part, examples: Tree, count: int, first: Any, at_once: int
+    part: Part,
+    examples: Tree,
+    count: int,
+    first: Any,
+    at_once: int,
+    unroll: int | bool = 1,
 ) -> Parts:
     """Averages of `part` over `count` contiguous sub-batches.
 
     A loop with the memory of `at_once` of them; `first` is the global index of the
-    first. Rows come back in the order of the batch.
+    first. Rows come back in the order of the batch. `unroll` is that of `lax.scan`.
     """
     if count == 1:
         parts = part(first, examples)
@@ -93,13 +98,14 @@ def average_over(
     else:
         rounds = count // at_once
         starts = first + at_once * jnp.arange(rounds)
-        sums, rows = _loop(several, starts, cut if at_once == 1 else _cut(cut, rounds))
+        cut = cut if at_once == 1 else _cut(cut, rounds)
+        sums, rows = _loop(several, starts, cut, unroll)
         rows = jax.tree.map(_flatten_rows, rows)
     averaged = jax.tree.map(lambda x: x / count, sums)
     return Parts(_narrow(averaged, some.averaged), rows)
 
 
-def _loop(several: Part, starts: jax.Array, cut: Tree) -> Parts:
+def _loop(several: Part, starts: jax.Array, cut: Tree, unroll: int | bool) -> Parts:
     here = jax.tree.map(lambda x: x[0], (starts, cut))
     shapes = jax.eval_shape(several, *here)
 
@@ -107,7 +113,8 @@ def _loop(several: Part, starts: jax.Array, cut: Tree) -> Parts:
         sums, rows = several(*now)
         return jax.tree.map(jnp.add, total, sums), rows
 
-    total, rows = jax.lax.scan(add, zeros(shapes.averaged), (starts, cut))
+    start = zeros(shapes.averaged)
+    total, rows = jax.lax.scan(add, start, (starts, cut), unroll=unroll)
     return Parts(total, rows)
 
 

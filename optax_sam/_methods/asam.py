@@ -31,7 +31,7 @@ def asam(
         of the parameters; `None` is every leaf but the biases, `True` every leaf.
       ord: the order p of the norm in [1, inf], a Python number; `None` is 2.
       when, diagnostics, has_aux, num_steps, climb_dtype, ignore_updates,
-        microbatch_size, axis_name, mesh, at_once: as for `sharpness_aware`.
+        microbatch_size, axis_name, mesh, at_once, unroll: as for `sharpness_aware`.
 
     Returns:
       A transformation for the head of a chain; see `sharpness_aware`.

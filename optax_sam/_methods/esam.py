@@ -67,7 +67,7 @@ def esam(
         own.
       ascent: climb by this ascent instead of SAM's; then leave `rho` out.
       climb_dtype, when, diagnostics, has_aux, ignore_updates, microbatch_size,
-        axis_name, mesh, at_once: as for `sharpness_aware`.
+        axis_name, mesh, at_once, unroll: as for `sharpness_aware`.
 
     Returns:
       A transformation for the head of a chain. Gradients are taken inside:

@@ -27,7 +27,7 @@ def friendly_sam(
     Args:
       rho, sigma, decay, ascent: as for `friendly_ascent`.
       when, diagnostics, has_aux, num_steps, climb_dtype, ignore_updates,
-        microbatch_size, axis_name, mesh, at_once: as for `sharpness_aware`.
+        microbatch_size, axis_name, mesh, at_once, unroll: as for `sharpness_aware`.
 
     Returns:
       A transformation for the head of a chain; see `sharpness_aware`. Its

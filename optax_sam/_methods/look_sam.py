@@ -65,9 +65,9 @@ def look_sam(
         paper's formula takes the whole tree at once. With it 1e-8 is added to the
         norm of g_v, as there.
       num_steps, climb_dtype, when, diagnostics, has_aux, ignore_updates,
-        microbatch_size, axis_name, mesh, at_once: as for `sharpness_aware`. Over
-        sub-batches g_v is made from the averages of both gradients: the same on every
-        device.
+        microbatch_size, axis_name, mesh, at_once, unroll: as for `sharpness_aware`.
+        Over sub-batches g_v is made from the averages of both gradients: the same on
+        every device.
 
     Returns:
       A transformation for the head of a chain; see `sharpness_aware`. Its state holds

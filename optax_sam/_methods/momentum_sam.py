@@ -46,8 +46,9 @@ def momentum_sam(
       decay: mu; with SGD as the optimizer, its momentum.
       ascent: climb along -v by this ascent instead of SAM's; then leave `rho` out.
       climb_dtype, when, diagnostics, has_aux, ignore_updates, microbatch_size,
-        axis_name, mesh, at_once: as for `sharpness_aware`. The climb is the same
-        for all sub-batches and devices; where `when` says no, the one pass is clean.
+        axis_name, mesh, at_once, unroll: as for `sharpness_aware`. The climb is the
+        same for all sub-batches and devices; where `when` says no, the one pass is
+        clean.
 
     Returns:
       A transformation for the head of a chain; see `sharpness_aware`. The gradient

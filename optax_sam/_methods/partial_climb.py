@@ -47,7 +47,7 @@ def partial_climb(
         climb; a Python number in (0, 1]; 1 is SAM. Shuffle the batches.
       ascent: climb by this ascent instead of SAM's; then leave `rho` out.
       num_steps, climb_dtype, when, diagnostics, has_aux, ignore_updates,
-        microbatch_size, axis_name, mesh, at_once: as for `sharpness_aware`. The
+        microbatch_size, axis_name, mesh, at_once, unroll: as for `sharpness_aware`. The
         diagnostics' clean gradient is that of B', and `loss` is not known.
 
     Returns:

@@ -36,7 +36,7 @@ def random_perturbation(
         own.
       sampler: draws z, as for `random_ascent`.
       climb_dtype, when, diagnostics, has_aux, ignore_updates, microbatch_size,
-        axis_name, mesh, at_once: as for `sharpness_aware`.
+        axis_name, mesh, at_once, unroll: as for `sharpness_aware`.
 
     Returns:
       A transformation for the head of a chain; see `sharpness_aware`. The gradient

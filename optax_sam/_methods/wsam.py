@@ -32,7 +32,7 @@ def wsam(
       gamma: in [0, 1); may be traced.
       ascent: climb by this ascent instead of SAM's; then leave `rho` out.
       when, diagnostics, has_aux, num_steps, climb_dtype, ignore_updates,
-        microbatch_size, axis_name, mesh, at_once: as for `sharpness_aware`.
+        microbatch_size, axis_name, mesh, at_once, unroll: as for `sharpness_aware`.
 
     Returns:
       A transformation for the head of a chain; see `sharpness_aware`.
