@@ -146,6 +146,11 @@ def check_when(when: When) -> None:
         )
 
 
+def known_in_python(when: When) -> bool:
+    """Whether no condition comes into the program."""
+    return when is None or isinstance(when, bool)
+
+
 def decide(when: When, step: Any) -> Any:
     """Whether to climb now: a bool of Python where that is known, else a traced one."""
     answer = when(step) if callable(when) else True if when is None else when

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from optax_sam._checks import check_pair, check_scalar
 from optax_sam._core.value_and_grad import value_and_grad as climb_then_differentiate
+from optax_sam._core.value_and_grad import with_aux
 from optax_sam._examples.m_sharpness import GradFn, m_sharpness
 from optax_sam._trees import fill, keystr, partition
 from optax_sam._types import Ascent, AxisName, Tree
@@ -126,16 +127,9 @@ def value_and_grad(
         changed = fill(state, jax.tree.map(lambda x: x[0], rows))
         nnx.update(call.objects, fill(changed, call.state))
         grads = jax.tree.unflatten(call.gradient, jax.tree.leaves(grads))
-        return _with_aux(value, [aux] * has_aux + [diagnostics] * report), grads
+        return with_aux(value, [aux] * has_aux + [diagnostics] * report), grads
 
     return sam_value_and_grad
-
-
-def _with_aux(value: Any, shown: list[Any]) -> Any:
-    """The value alone, or a pair of it and what is shown."""
-    if not shown:
-        return value
-    return value, tuple(shown) if len(shown) > 1 else shown[0]
 
 
 class _Call(NamedTuple):

@@ -20,7 +20,7 @@ from optax_sam._old_spellings import refuse
 from optax_sam._once import CompiledOnce
 from optax_sam._trees import cast_like
 from optax_sam._types import AxisName, Tree, When
-from optax_sam._when import check_when, choose, decide
+from optax_sam._when import check_when, choose, decide, known_in_python
 
 
 class SharpnessAwareState(NamedTuple):
@@ -84,8 +84,7 @@ class Step:
         self, loss_fn: Callable[..., Any], given: Given, state: SharpnessAwareState
     ) -> tuple[Tree, SharpnessAwareState, Seen]:
         """The gradient that comes out, the next state, and what was seen."""
-        straight = self.when is None or isinstance(self.when, bool)
-        straight = straight and not self.sub_batches.split
+        straight = known_in_python(self.when) and not self.sub_batches.split
         step = self._step if straight else self._once
         gradient, new, seen = step(loss_fn, given, state)
         _devices.refuse_diverging(state, new)

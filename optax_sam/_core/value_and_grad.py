@@ -18,7 +18,7 @@ from optax_sam._core.method import (
 from optax_sam._core.passes import Evaluation, Passes
 from optax_sam._once import CompiledOnce
 from optax_sam._types import Ascent, Combine, Tree, When
-from optax_sam._when import check_when, choose, decide
+from optax_sam._when import check_when, choose, decide, known_in_python
 
 
 def value_and_grad(
@@ -98,12 +98,10 @@ def value_and_grad(
 
         passes = Passes(loss, params, has_aux=has_aux, watched=diagnostics)
         seen = method.local(passes, ascent.init(params), decide(when, None))
-        aux = [seen.aux] if has_aux else []
-        aux += [seen.report] if diagnostics else []
-        return (seen.value, *_one_or_pair(aux)) if aux else seen.value, seen.gradient
+        shown = [seen.aux] * has_aux + [seen.report] * diagnostics
+        return with_aux(seen.value, shown), seen.gradient
 
-    straight = when is None or isinstance(when, bool)
-    step = run if straight else CompiledOnce(run)
+    step = run if known_in_python(when) else CompiledOnce(run)
 
     def sam_value_and_grad(params: Tree, /, *args: Any, **kwargs: Any) -> Any:
         check_leaves(params, params)
@@ -154,8 +152,11 @@ def through_the_climb(
     return climbing(ascent)._replace(local=local)
 
 
-def _one_or_pair(aux: list[Any]) -> list[Any]:
-    return [tuple(aux)] if len(aux) > 1 else aux
+def with_aux(value: Any, shown: list[Any]) -> Any:
+    """The value alone, or a pair of it and what is shown."""
+    if not shown:
+        return value
+    return value, tuple(shown) if len(shown) > 1 else shown[0]
 
 
 def _refuse_state(ascent: Ascent, params: Tree) -> None:
