@@ -96,7 +96,9 @@ def zeros(shapes: Tree) -> Tree:
     def zero(s: jax.ShapeDtypeStruct) -> Any:
         kind = s.manual_axis_type
         varying = () if kind is None else tuple(kind.varying)
-        return _cast(jnp.zeros(s.shape, s.dtype), varying)
+        # `full` makes random keys as well; where axes are explicit, placed as they are.
+        zero = jax.lax.full(s.shape, 0, s.dtype, sharding=s.sharding)
+        return _cast(zero, varying)
 
     return jax.tree.map(zero, shapes)
 

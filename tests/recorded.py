@@ -107,15 +107,21 @@ gap, penalty = surrogate_gap(0.4), gradient_norm_penalty(0.7)
 
 #: The same as functions like `jax.value_and_grad(loss_fn)`.
 GRADIENTS = {
-    "value_and_grad": lambda f: value_and_grad(f, steepest),
-    "value_and_grad(adaptive)": lambda f: value_and_grad(f, adaptive_ascent(0.5)),
-    "value_and_grad(num_steps=2)": lambda f: value_and_grad(f, steepest, num_steps=2),
-    "value_and_grad(second_order=True)": lambda f: value_and_grad(
-        f, steepest, second_order=True
+    "value_and_grad": lambda f, **o: value_and_grad(f, steepest, **o),
+    "value_and_grad(adaptive)": lambda f, **o: value_and_grad(
+        f, adaptive_ascent(0.5), **o
     ),
-    "value_and_grad(surrogate_gap)": lambda f: value_and_grad(f, steepest, combine=gap),
-    "value_and_grad(gradient_norm_penalty)": lambda f: value_and_grad(
-        f, steepest, combine=penalty
+    "value_and_grad(num_steps=2)": lambda f, **o: value_and_grad(
+        f, steepest, num_steps=2, **o
+    ),
+    "value_and_grad(second_order=True)": lambda f, **o: value_and_grad(
+        f, steepest, second_order=True, **o
+    ),
+    "value_and_grad(surrogate_gap)": lambda f, **o: value_and_grad(
+        f, steepest, combine=gap, **o
+    ),
+    "value_and_grad(gradient_norm_penalty)": lambda f, **o: value_and_grad(
+        f, steepest, combine=penalty, **o
     ),
 }
 
@@ -209,12 +215,15 @@ def loss(params, batch):
 # --- A row ----------------------------------------------------------------------------
 
 
-def record(product, context):
-    """The losses before each step and the last parameters, as nested lists."""
+def record(product, context, **more):
+    """The losses before each step and the last parameters, as nested lists.
+
+    `more`: options of the product beside those of the context.
+    """
     with jax.enable_x64(True):
         params, batches = problem()
         make = transformation if product in PRODUCTS else gradient
-        state, step = make(product, context, params)
+        state, step = make(product, context, params, **more)
         (params, _), seen = jax.jit(lambda *a: jax.lax.scan(step, *a))(
             (params, state), batches
         )
@@ -225,9 +234,9 @@ def optimizer():
     return optax.sgd(0.1, momentum=0.9)
 
 
-def transformation(product, context, params):
+def transformation(product, context, params, **more):
     """The first state and the step of a chain that begins with the product."""
-    options, inside = CONTEXTS[context](), context.startswith("shard_map")
+    options, inside = CONTEXTS[context]() | more, context.startswith("shard_map")
     mean = [optax_sam.mean_over("data")] if "mean_over" in context else []
     tx = optax.chain(PRODUCTS[product](**options), *mean, optimizer())
     value_fn = losses if product == "esam" else loss
@@ -236,7 +245,7 @@ def transformation(product, context, params):
         params, state = carry
         at = optax_sam.per_device(params, "data") if inside else params
         grads = None if takes_its_own(product, options) else jax.grad(loss)(at, batch)
-        new, state = tx.update(grads, state, params, value_fn=value_fn, batch=batch)
+        new, state = tx.update(grads, state, at, value_fn=value_fn, batch=batch)
         return optax.apply_updates(params, new), state
 
     step = over_devices(step, P()) if inside else step
@@ -250,7 +259,8 @@ def transformation(product, context, params):
 
 def takes_its_own(product, options):
     """Whether the clean gradient is computed inside, or there is none."""
-    return {"mesh", "microbatch_size"} & set(options) or product in TAKES_ITS_OWN
+    taken = {"mesh", "microbatch_size", "scan_passes"} & set(options)
+    return taken or product in TAKES_ITS_OWN
 
 
 def climbed_loss(state):
@@ -260,9 +270,9 @@ def climbed_loss(state):
     return {"climbed_loss": seen[0]} if seen else {}
 
 
-def gradient(product, context, params):
+def gradient(product, context, params, **more):
     """The same behind a function that gives the loss and the climbed gradient."""
-    grad_fn, options = GRADIENTS[product](loss), CONTEXTS[context]()
+    grad_fn, options = GRADIENTS[product](loss, **more), CONTEXTS[context]()
     grad_fn = m_sharpness(grad_fn, **options) if options else grad_fn
     inside = context.startswith("shard_map")
     grad_fn = over_devices(grad_fn, P()) if inside else grad_fn

@@ -96,11 +96,18 @@ def climbing(
 
     def local(passes: Passes, state: Any, climbs: Any) -> Seen:
         climb_of = step_by(ascent, state, steps)
-        walk = passes.walk(climb_of, climbs, num_steps=steps, climb_dtype=climb_dtype)
+        keep = keep_clean or has_state(state)
+        walk = passes.walk(
+            climb_of,
+            climbs,
+            num_steps=steps,
+            climb_dtype=climb_dtype,
+            keep_clean=keep or combine is not None,
+        )
         clean, out = walk.clean.gradient, walk.gradient
         if combine is not None:
             out = choose(climbs, lambda: combine(clean, out), lambda: out)
-        kept = clean if keep_clean or has_state(state) else None
+        kept = clean if keep else None
         return Seen(walk.clean.value, out, kept, walk.clean.aux, walk.report)
 
     return Method(ascent.init, local, finish_by(ascent))

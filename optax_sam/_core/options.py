@@ -33,6 +33,7 @@ class ClimbOptions(Options, total=False):
 
     num_steps: int | None
     climb_dtype: Any
+    scan_passes: bool
 
 
 def product(factory: Callable[P, T]) -> Callable[P, T]:
@@ -58,6 +59,12 @@ def product(factory: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(factory)
     def make(*args: P.args, **kwargs: P.kwargs) -> T:
+        if "scan_passes" in kwargs and "scan_passes" not in signature.parameters:
+            raise TypeError(
+                f"{factory.__name__} takes no scan_passes: a loop needs several passes "
+                f"that are alike, and this method makes only one, or makes them over "
+                f"different numbers of examples. Leave scan_passes out."
+            )
         bind(signature, factory.__name__, args, kwargs)
         return factory(*args, **kwargs)
 

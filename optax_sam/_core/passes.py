@@ -94,12 +94,15 @@ class Passes:
         *,
         num_steps: int = 1,
         climb_dtype: Any = None,
+        keep_clean: bool = True,
     ) -> Walk:
         """The clean pass, and those at the points that the climb leads to.
 
         The further passes are made where `climbs` says so, a bool of Python or a
-        traced one.
+        traced one. `keep_clean`: whether anyone asks for the clean gradient; it costs
+        nothing here, but a loop would have to carry it.
         """
+        del keep_clean
         clean = self.clean()
         here = matching(self.params, clean.gradient)
 
@@ -139,9 +142,18 @@ class Passes:
         """
         if not self.watched:
             return None
+        return self.report(clean, last, self.distance(point), count)
+
+    def distance(self, point: Tree) -> jax.Array:
+        """How far from the parameters a point is."""
         here = matching(self.params, point)
-        climb = jax.tree.map(lambda q, p: widen(q) - widen(p), point, here)
-        report = diagnose(self.params, clean, last, two_norm(climb), count)
+        return two_norm(jax.tree.map(lambda q, p: widen(q) - widen(p), point, here))
+
+    def report(
+        self, clean: Evaluation | None, last: Evaluation, distance: Any, count: Any
+    ) -> Diagnostics:
+        """What a step shows whose last pass was made so far away."""
+        report = diagnose(self.params, clean, last, distance, count)
         varying: Diagnostics = vary_with(report, last.gradient)
         return varying
 

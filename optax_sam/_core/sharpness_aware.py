@@ -15,6 +15,7 @@ def sharpness_aware(
     combine: Combine | None = None,
     num_steps: int | None = None,
     climb_dtype: Any = None,
+    scan_passes: bool = False,
     **options: Unpack[Options],
 ) -> SharpnessAware:
     r"""Replace the gradient by the one at the climbed parameters.
@@ -34,6 +35,11 @@ def sharpness_aware(
         1); every one is a gradient.
       climb_dtype: the dtype of the climbed copy of the parameters, e.g. `jnp.float32`
         where half precision would round the climb away; `None` is their own.
+      scan_passes: make the passes of a step in one loop, so that the model is in the
+        program once, which is then hardly larger than that of plain training, and
+        compiles as fast; also under `when`. Gradients are taken inside: `update(None,
+        ...)`. For large models on accelerators; see "Large models" in the
+        documentation for when it pays. Not together with `climb_dtype`.
       when: on which steps to climb: a bool (of Python, which leaves no condition in the
         program, or traced), or a function that gives one from the number of `update`
         calls so far, e.g. `every_k(5)`; `None` is every step. On the others the
@@ -94,4 +100,4 @@ def sharpness_aware(
       Improving Generalization", algorithm 1, arXiv:2010.01412.
     """
     method = climbing(ascent, combine, num_steps=num_steps, climb_dtype=climb_dtype)
-    return transformation(method, **options)
+    return transformation(method, scan_passes=scan_passes, **options)

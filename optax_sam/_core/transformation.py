@@ -14,6 +14,7 @@ from optax_sam._checks import check_holes, check_leaves, check_pair
 from optax_sam._core.diagnostics import Diagnostics, no_diagnostics
 from optax_sam._core.method import Method, Seen
 from optax_sam._core.passes import Evaluation, Passes
+from optax_sam._core.scanned import ScannedPasses
 from optax_sam._examples.averaging import SubBatches
 from optax_sam._examples.sub_batches import Parts
 from optax_sam._old_spellings import refuse
@@ -71,6 +72,7 @@ class Step:
     sub_batches: SubBatches
     when: When
     diagnostics: bool
+    scan_passes: bool
 
     def init(self, params: Tree) -> SharpnessAwareState:
         """The state before the first step."""
@@ -84,7 +86,8 @@ class Step:
         self, loss_fn: Callable[..., Any], given: Given, state: SharpnessAwareState
     ) -> tuple[Tree, SharpnessAwareState, Seen]:
         """The gradient that comes out, the next state, and what was seen."""
-        straight = known_in_python(self.when) and not self.sub_batches.split
+        loops = self.sub_batches.split or self.scan_passes
+        straight = known_in_python(self.when) and not loops
         step = self._step if straight else self._once
         gradient, new, seen = step(loss_fn, given, state)
         _devices.refuse_diverging(state, new)
@@ -101,7 +104,7 @@ class Step:
 
         def part(params: Tree, examples: Tree, rest: Any) -> Parts:
             clean, others, own_state, climbs = rest
-            passes = Passes(
+            passes = (ScannedPasses if self.scan_passes else Passes)(
                 partial(self._loss, loss_fn, given, others),
                 params,
                 examples,
@@ -175,6 +178,7 @@ def transformation(
     diagnostics: bool = False,
     has_aux: bool = False,
     ignore_updates: bool = False,
+    scan_passes: bool = False,
     microbatch_size: int | None = None,
     axis_name: AxisName | None = None,
     mesh: Mesh | None = None,
@@ -194,6 +198,8 @@ def transformation(
       diagnostics: keep a `Diagnostics` of the last step in the state.
       has_aux: whether `value_fn` returns `(value, aux)`.
       ignore_updates: drop a gradient that comes in where the method takes its own.
+      scan_passes: make the passes of `Passes.walk` in one loop; a method that makes
+        passes otherwise is refused.
       microbatch_size, axis_name, mesh, at_once, unroll: what is a sub-batch, as for
         `sharpness_aware`.
 
@@ -220,8 +226,9 @@ def transformation(
     """
     check_when(when)
     sub_batches = SubBatches(microbatch_size, axis_name, mesh, at_once, unroll)
-    step = Step(method, sub_batches, when, diagnostics)
-    inside, call = not takes_updates or sub_batches.split, _call(has_aux)
+    step = Step(method, sub_batches, when, diagnostics, scan_passes)
+    inside = not takes_updates or sub_batches.split or scan_passes
+    call = _call(has_aux)
 
     def update(
         updates: Tree,

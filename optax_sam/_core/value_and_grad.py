@@ -16,6 +16,7 @@ from optax_sam._core.method import (
     step_by,
 )
 from optax_sam._core.passes import Evaluation, Passes
+from optax_sam._core.scanned import ScannedPasses
 from optax_sam._once import CompiledOnce
 from optax_sam._types import Ascent, Combine, Tree, When
 from optax_sam._when import check_when, choose, decide, known_in_python
@@ -31,6 +32,7 @@ def value_and_grad(
     second_order: bool = False,
     num_steps: int | None = None,
     climb_dtype: Any = None,
+    scan_passes: bool = False,
     diagnostics: bool = False,
 ) -> Callable[..., tuple[Any, Tree]]:
     r"""The value of a loss, and the gradient after a climb.
@@ -55,6 +57,8 @@ def value_and_grad(
       num_steps: how many steps the climb takes, of rho / num_steps each (`None` is 1).
       climb_dtype: the dtype of the climbed copy of the parameters, e.g. `jnp.float32`
         where half precision would round the climb away; `None` is their own.
+      scan_passes: make the passes in one loop, so that the model is in the program
+        once; see `sharpness_aware`. Not together with `second_order` or `climb_dtype`.
       diagnostics: also return a `Diagnostics` of the two passes: as aux, or as
         `(aux, diagnostics)` with `has_aux`. No further pass is made.
 
@@ -63,10 +67,11 @@ def value_and_grad(
       `jax.value_and_grad(loss_fn, has_aux=has_aux)`, differentiating argument 0.
       Value and aux are those of the clean pass, so BatchNorm statistics are updated
       once. Two gradients are evaluated, one after the other, with the same arguments
-      and so the same random keys; `loss_fn` is traced twice.
+      and so the same random keys; `loss_fn` is traced twice, with `scan_passes` once.
 
     Raises:
-      ValueError: an ascent that keeps state.
+      ValueError: an ascent that keeps state; `scan_passes` with `second_order` or
+        `climb_dtype`.
       TypeError: a loss that is not a scalar; a tuple without `has_aux`; parameters
         that are not floating-point; a `when` that is no bool.
 
@@ -89,6 +94,12 @@ def value_and_grad(
             "value_and_grad(loss_fn, ascent, when=step % 5 == 0) inside the training "
             "step, or stateful_value_and_grad(loss_fn, sam(rho, when=every_k(5)))."
         )
+    if scan_passes and second_order:
+        raise ValueError(
+            "second_order=True differentiates the second pass through the first, so "
+            "the two cannot be trips of one loop. Leave scan_passes out."
+        )
+    make_passes = ScannedPasses if scan_passes else Passes
     make = through_the_climb if second_order else climbing
     method = make(ascent, combine, num_steps=num_steps, climb_dtype=climb_dtype)
 
@@ -96,12 +107,13 @@ def value_and_grad(
         def loss(point: Tree, _: Tree) -> Any:
             return loss_fn(point, *args, **kwargs)
 
-        passes = Passes(loss, params, has_aux=has_aux, watched=diagnostics)
+        passes = make_passes(loss, params, has_aux=has_aux, watched=diagnostics)
         seen = method.local(passes, ascent.init(params), decide(when, None))
         shown = [seen.aux] * has_aux + [seen.report] * diagnostics
         return with_aux(seen.value, shown), seen.gradient
 
-    step = run if known_in_python(when) else CompiledOnce(run)
+    straight = known_in_python(when) and not scan_passes
+    step = run if straight else CompiledOnce(run)
 
     def sam_value_and_grad(params: Tree, /, *args: Any, **kwargs: Any) -> Any:
         check_leaves(params, params)

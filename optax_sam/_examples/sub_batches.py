@@ -97,7 +97,7 @@ def average_over(
         sums, rows = several(first, cut)
     else:
         rounds = count // at_once
-        starts = first + at_once * jnp.arange(rounds)
+        starts = first + at_once * jnp.arange(rounds, dtype=jnp.int32)
         cut = cut if at_once == 1 else _cut(cut, rounds)
         sums, rows = _loop(several, starts, cut, unroll)
         rows = jax.tree.map(_flatten_rows, rows)
@@ -128,7 +128,7 @@ def _one_sum(part: Part) -> Part:
 
 def _sum_side_by_side(part: Part, at_once: int) -> Part:
     def several(index: Any, examples: Tree) -> Parts:
-        parts = jax.vmap(part)(index + jnp.arange(at_once), examples)
+        parts = jax.vmap(part)(index + jnp.arange(at_once, dtype=jnp.int32), examples)
         sums = jax.tree.map(
             lambda x: jnp.sum(x, 0), jax.tree.map(widen, parts.averaged)
         )

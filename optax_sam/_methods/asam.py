@@ -30,7 +30,7 @@ def asam(
       mask: where T = abs(w) + eta, elsewhere T = 1: a tree of booleans or a function
         of the parameters; `None` is every leaf but the biases, `True` every leaf.
       ord: the order p of the norm in [1, inf], a Python number; `None` is 2.
-      when, diagnostics, has_aux, num_steps, climb_dtype, ignore_updates,
+      when, diagnostics, has_aux, num_steps, climb_dtype, scan_passes, ignore_updates,
         microbatch_size, axis_name, mesh, at_once, unroll: as for `sharpness_aware`.
 
     Returns:

@@ -26,7 +26,7 @@ def friendly_sam(
 
     Args:
       rho, sigma, decay, ascent: as for `friendly_ascent`.
-      when, diagnostics, has_aux, num_steps, climb_dtype, ignore_updates,
+      when, diagnostics, has_aux, num_steps, climb_dtype, scan_passes, ignore_updates,
         microbatch_size, axis_name, mesh, at_once, unroll: as for `sharpness_aware`.
 
     Returns:

@@ -28,7 +28,7 @@ def gsam(
         `rho=proportional_rho(learning_rate, ...)`.
       alpha: weight of g_perp; 0 is SAM. The paper: 0.4 for ViTs, 0.01 for ResNets.
       ascent: climb by this ascent instead of SAM's; then leave `rho` out.
-      when, diagnostics, has_aux, num_steps, climb_dtype, ignore_updates,
+      when, diagnostics, has_aux, num_steps, climb_dtype, scan_passes, ignore_updates,
         microbatch_size, axis_name, mesh, at_once, unroll: as for `sharpness_aware`.
 
     Returns:

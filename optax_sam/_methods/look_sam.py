@@ -36,6 +36,7 @@ def look_sam(
     per_leaf: bool = False,
     num_steps: int | None = None,
     climb_dtype: Any = None,
+    scan_passes: bool = False,
     **options: Unpack[Options],
 ) -> SharpnessAware:
     r"""LookSAM: climb on every k-th step only, and reuse what the climb found.
@@ -64,7 +65,7 @@ def look_sam(
       per_leaf: project and rescale leaf by leaf, as most published code does; the
         paper's formula takes the whole tree at once. With it 1e-8 is added to the
         norm of g_v, as there.
-      num_steps, climb_dtype, when, diagnostics, has_aux, ignore_updates,
+      num_steps, climb_dtype, scan_passes, when, diagnostics, has_aux, ignore_updates,
         microbatch_size, axis_name, mesh, at_once, unroll: as for `sharpness_aware`.
         Over sub-batches g_v is made from the averages of both gradients: the same on
         every device.
@@ -127,7 +128,9 @@ def look_sam(
         return gradient, LookSAMState(fill(kept, state.reused), inner)
 
     options["when"] = both(options.get("when"), every_k(k))
-    return transformation(Method(init, local, finish), **options)
+    return transformation(
+        Method(init, local, finish), scan_passes=scan_passes, **options
+    )
 
 
 def _whole_tree(function: Any, a: Tree, b: Tree) -> Tree:

@@ -32,8 +32,8 @@ def m_sam(
         own beside them would be another pass.
       axis_name: the mapped axis whose devices hold one sub-batch each (or several of
         `microbatch_size`).
-      when, diagnostics, has_aux, num_steps, climb_dtype, ignore_updates, mesh,
-        at_once, unroll: as for `sharpness_aware`.
+      when, diagnostics, has_aux, num_steps, climb_dtype, scan_passes, ignore_updates,
+        mesh, at_once, unroll: as for `sharpness_aware`.
 
     Returns:
       A transformation for the head of a chain; see `sharpness_aware`.

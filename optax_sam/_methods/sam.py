@@ -24,7 +24,7 @@ def sam(
       rho: radius of the climb, in the norm `ord` of the whole tree. A number, a
         traced scalar or a schedule of the step. Start from 0.05.
       ord: the order p of the norm in [1, inf], a Python number; `None` is 2.
-      when, diagnostics, has_aux, num_steps, climb_dtype, ignore_updates,
+      when, diagnostics, has_aux, num_steps, climb_dtype, scan_passes, ignore_updates,
         microbatch_size, axis_name, mesh, at_once, unroll: as for `sharpness_aware`.
 
     Returns:

@@ -31,7 +31,7 @@ def wsam(
       rho: radius of the climb; `None` is 0.05.
       gamma: in [0, 1); may be traced.
       ascent: climb by this ascent instead of SAM's; then leave `rho` out.
-      when, diagnostics, has_aux, num_steps, climb_dtype, ignore_updates,
+      when, diagnostics, has_aux, num_steps, climb_dtype, scan_passes, ignore_updates,
         microbatch_size, axis_name, mesh, at_once, unroll: as for `sharpness_aware`.
 
     Returns:
