@@ -19,14 +19,16 @@ class Carry(NamedTuple):
 
     Attributes:
       clean: the first pass, its gradient only where anyone asks for it.
-      last: the latest pass.
+      point: where the next pass is made; after the last pass, its gradient.
       climb: the climb so far, where more steps than one are added up.
-      distance: how far the latest pass was made, where diagnostics are asked for.
+      value: the latest loss, where diagnostics are asked for.
+      distance: how far away it was seen, likewise.
     """
 
     clean: Evaluation
-    last: Evaluation
+    point: Tree
     climb: Tree
+    value: Any
     distance: Any
 
 
@@ -41,8 +43,8 @@ class ScannedPasses(Passes):
         """Refuse a pass outside of the loop."""
         raise ValueError(
             "With scan_passes=True the passes of a step are one loop, the one in "
-            "Passes.walk, but this method makes a pass of its own, or takes a gradient "
-            "that was given. Leave scan_passes out."
+            "Passes.walk, but this method makes a pass of its own. Leave scan_passes "
+            "out."
         )
 
     def walk(
@@ -54,10 +56,10 @@ class ScannedPasses(Passes):
         climb_dtype: Any = None,
         keep_clean: bool = True,
     ) -> Walk:
-        """The passes of a step in a `lax.scan`, its trips after the first where asked.
+        """The passes of a step in a `lax.scan`: the first, and others where asked.
 
-        A trip climbs from the gradient of the one before, and so the first, which does
-        not, is exactly at the parameters.
+        A trip ends with the climb to where the next one begins. So the first is made
+        exactly at the parameters, and each climb from a gradient that was taken.
         """
         self._refuse(climb_dtype)
         straight = Passes(**vars(self))
@@ -66,17 +68,20 @@ class ScannedPasses(Passes):
         loop = _Loop(straight, climb_of, num_steps > 1, keep_clean or self.watched)
 
         def body(carry: Carry, trip: Any) -> tuple[Carry, None]:
-            first = trip == 0
-            runs = True if climbs is True else first | climbs
-            return choose(runs, lambda: loop.trip(first, carry), lambda: carry), None
+            runs, more = True, trip < num_steps
+            if climbs is not True:
+                runs, more = (trip == 0) | climbs, more & climbs
+            new = choose(runs, lambda: loop.trip(carry, trip, more), lambda: carry)
+            return new, None
 
-        start, trips = loop.start(), jnp.arange(1 + num_steps)
-        (clean, last, _, distance), _ = jax.lax.scan(body, start, trips)
+        end, _ = jax.lax.scan(body, loop.start(), jnp.arange(1 + num_steps))
         report = None
         if self.watched:
+            last = Evaluation(end.value, end.point)
             count = 1 + num_steps * jnp.asarray(climbs, int)
-            report = self.report(clean, last, distance, count)
-        return Walk(clean._replace(aux=loop.whole(clean.aux)), last.gradient, report)
+            report = self.report(end.clean, last, end.distance, count)
+        clean = end.clean._replace(aux=loop.whole(end.clean.aux))
+        return Walk(clean, end.point, report)
 
     def _refuse(self, climb_dtype: Any) -> None:
         if self.given is not None:
@@ -113,47 +118,46 @@ class _Loop:
         return there._replace(aux=[x if is_array(x) else None for x in leaves])
 
     def whole(self, arrays: list[Any]) -> Any:
-        """Aux with what is no array."""
+        """Aux, with what is no array."""
         structure, plain = self.plain
-        leaves = [x if y is None else y[0] for x, y in zip(arrays, plain, strict=True)]
+        pairs = zip(arrays, plain, strict=True)
+        leaves = [x if other is None else other[0] for x, other in pairs]
         return jax.tree.unflatten(structure, leaves)
 
     def start(self) -> Carry:
-        """Zeros, which the first trip replaces."""
-        here = self.passes.params
-        last = zeros(jax.eval_shape(self.evaluate, here))
-        climb = jax.eval_shape(self.climb_of, last.gradient, here)
-        distance = jax.eval_shape(self.far, vary_like(here, last.gradient))
-        return Carry(
-            self.kept(last),
-            last._replace(aux=None),
-            zeros(climb) if self.several else None,
-            zeros(distance) if self.passes.watched else None,
-        )
+        """The parameters, and zeros for what the first trip finds."""
+        there = zeros(jax.eval_shape(self.evaluate, self.passes.params))
+        here = vary_like(self.passes.params, there.gradient)
+        climb = distance = None
+        if self.several:
+            climb = zeros(jax.eval_shape(self.climb_of, there.gradient, here))
+        if self.passes.watched:
+            distance = zeros(jax.eval_shape(self.passes.distance, here))
+        return Carry(self.kept(there), here, climb, self.shown(there.value), distance)
 
-    def trip(self, first: Any, carry: Carry) -> Carry:
-        """Climb on, or on the first trip do not; and the pass there."""
-        here, gradient = self.passes.params, carry.last.gradient
+    def trip(self, carry: Carry, trip: Any, more: Any) -> Carry:
+        """The pass at the point, and the climb to the next one, if there is more."""
+        there = self.evaluate(carry.point)
 
-        def stay() -> tuple[Tree, Tree]:
-            return carry.climb, vary_like(here, gradient)
-
-        def onward() -> tuple[Tree, Tree]:
-            climb = self.climb_of(gradient, here)
+        def onward() -> tuple[Tree, Tree, Any, Any]:
+            climb = self.climb_of(there.gradient, self.passes.params)
             if self.several:
                 climb = jax.tree.map(jnp.add, carry.climb, climb)
-            point = add_climb(here, climb, gradient)
-            return climb if self.several else None, point
+            point = add_climb(self.passes.params, climb, there.gradient)
+            kept = climb if self.several else None
+            distance = self.passes.distance(point) if self.passes.watched else None
+            return point, kept, self.shown(there.value), distance
 
-        climb, point = choose(first, stay, onward)
-        there = self.evaluate(point)
-        clean = choose(first, lambda: self.kept(there), lambda: carry.clean)
-        return Carry(clean, there._replace(aux=None), climb, self.far(point))
+        def stay() -> tuple[Tree, Tree, Any, Any]:
+            return there.gradient, carry.climb, self.shown(there.value), carry.distance
+
+        clean = choose(trip == 0, lambda: self.kept(there), lambda: carry.clean)
+        return Carry(clean, *choose(more, onward, stay))
 
     def kept(self, clean: Evaluation) -> Evaluation:
         """Of the first pass, what is asked for."""
         return clean if self.keep_clean else clean._replace(gradient=None)
 
-    def far(self, point: Tree) -> Any:
-        """How far a point is, where anyone asks."""
-        return self.passes.distance(point) if self.passes.watched else None
+    def shown(self, value: Any) -> Any:
+        """The loss, where diagnostics are asked for."""
+        return value if self.passes.watched else None
