@@ -2,6 +2,9 @@
 
 import math
 import re
+from typing import Any
+
+import jax
 
 LOOP = re.compile(r" while\(.*body=%?([\w.\-]+)(?:.*known_trip_count\D*(\d+))?")
 INTEGER = re.compile(r"= u32\[([\d,]*)\].* (?:add|or|xor|subtract|shift-[\w\-]+)\(")
@@ -45,6 +48,22 @@ def inside(bodies: dict[str, list[str]], name: str) -> str:
     """The lines of a computation, and of those that it calls."""
     text = "\n".join(bodies[name])
     return text + "".join(inside(bodies, called) for called in CALLS.findall(text))
+
+
+#: An instruction of any computation, those inside of fusions too.
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = ", re.MULTILINE)
+
+
+def instructions(text: str) -> int:
+    """How many a compiled program has."""
+    return len(INSTRUCTION.findall(text))
+
+
+def equations(jaxpr: Any) -> int:
+    """How many a jaxpr has, those of the jaxprs in it included."""
+    inner = [x for e in jaxpr.eqns for x in jax.tree.leaves(list(e.params.values()))]
+    inner = [getattr(x, "jaxpr", x) for x in inner]
+    return len(jaxpr.eqns) + sum(equations(x) for x in inner if hasattr(x, "eqns"))
 
 
 #: What a loop or a conditional runs.

@@ -251,6 +251,21 @@ def check_mesh(mesh: Mesh, names: tuple[str, ...], size: int) -> None:
         )
 
 
+def refuse_explicit(examples: Tree, what: str) -> None:
+    """Refuse to cut or choose among examples whose type says where each one lies."""
+    for x in jax.tree.leaves(examples):
+        spec = jax.typeof(x).sharding.spec
+        if spec and spec[0] is not None:
+            axes = (spec[0],) if isinstance(spec[0], str) else tuple(spec[0])
+            name = axes[0] if len(axes) == 1 else axes
+            raise ValueError(
+                f"The batch is split along the explicit axes {axes} of the mesh, and "
+                f"{what} would move examples between devices, which JAX does not do "
+                f"by itself there. Let every device work on its own examples, "
+                f"axis_name={name!r}, mesh=mesh, or reshard the batch before."
+            )
+
+
 def enter(fn: Callable[..., Any], mesh: Mesh, names: tuple[str, ...]) -> Any:
     """`fn(examples, whole)` on each part of a batch, from plain `jit`.
 
@@ -276,7 +291,8 @@ def enter(fn: Callable[..., Any], mesh: Mesh, names: tuple[str, ...]) -> Any:
             out_specs=(same, split),
             axis_names=set(names),
         )
-        return jax.jit(run)(_place(examples, mesh, split), _place(arrays, mesh, same))
+        examples = _place(examples, mesh, names, names)
+        return jax.jit(run)(examples, _place(arrays, mesh, names, ()))
 
     return entered
 
@@ -285,9 +301,27 @@ def _is_array(x: Any) -> bool:
     return isinstance(x, (jax.Array, np.ndarray))
 
 
-def _place(tree: Tree, mesh: Mesh, spec: PartitionSpec) -> Tree:
-    # Explicit axes are part of a value's type, and shard_map moves no data for them.
+def _place(
+    tree: Tree, mesh: Mesh, names: tuple[str, ...], first: tuple[str, ...]
+) -> Tree:
+    """The tree, cut along the axes as `shard_map` will ask for: only at its first ones.
+
+    Explicit axes are part of a value's type, and shard_map moves no data for them. All
+    others stay: a model that is split stays split.
+    """
     if AxisType.Explicit not in mesh.axis_types:
         return tree
-    place = NamedSharding(mesh, spec)
-    return jax.tree.map(lambda x: jax.sharding.reshard(x, place), tree)
+
+    def place(x: Any) -> Any:
+        had = jax.typeof(x).sharding.spec
+        spec = [_without(names, entry) for entry in had]
+        if first:
+            spec[0] = (*first, *(spec[0] or ()))
+        return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    return jax.tree.map(place, tree)
+
+
+def _without(names: tuple[str, ...], entry: Any) -> tuple[str, ...] | None:
+    axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
+    return tuple(name for name in axes if name not in names) or None

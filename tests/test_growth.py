@@ -1,5 +1,6 @@
 """The program grows with the number of leaves, not with its square."""
 
+import hlo
 import jax
 import jax.numpy as jnp
 import pytest
@@ -16,6 +17,7 @@ PRODUCTS = {
     "sam, num_steps": lambda: sam(num_steps=3),
     "sam, diagnostics": lambda: sam(diagnostics=True),
     "sam, climb_dtype": lambda: sam(climb_dtype=jnp.float32),
+    "sam, scan_passes": lambda: sam(scan_passes=True, num_steps=2),
     "sam, every_k": lambda: sam(when=optax_sam.every_k(5)),
     "sam, schedule": lambda: sam(lambda t: 0.1 / (1 + t)),
     "asam": lambda: optax_sam.asam(),
@@ -53,13 +55,9 @@ def equations(name, count):
     def step(params, state, batch):
         return tx.update(None, state, params, value_fn=value_fn, batch=batch)
 
-    return counted(jax.make_jaxpr(step)(params, tx.init(params), jnp.ones(4)).jaxpr)
-
-
-def counted(jaxpr):
-    inner = [x for e in jaxpr.eqns for x in jax.tree.leaves(list(e.params.values()))]
-    inner = [getattr(x, "jaxpr", x) for x in inner]
-    return len(jaxpr.eqns) + sum(counted(x) for x in inner if hasattr(x, "eqns"))
+    return hlo.equations(
+        jax.make_jaxpr(step)(params, tx.init(params), jnp.ones(4)).jaxpr
+    )
 
 
 @pytest.mark.slow
@@ -77,6 +75,7 @@ def test_what_grows_with_the_square_is_seen():
         return [x / total() for x in params]
 
     few, more, most = (
-        counted(jax.make_jaxpr(step)([jnp.ones(2)] * n).jaxpr) for n in (5, 10, 20)
+        hlo.equations(jax.make_jaxpr(step)([jnp.ones(2)] * n).jaxpr)
+        for n in (5, 10, 20)
     )
     assert (most - more) / 10 > 1.05 * (more - few) / 5

@@ -113,6 +113,77 @@ def test_m_sam_by_mesh(axes, place, microbatch_size):
         assert all(jax.tree.leaves(same))
 
 
+def explicit_loss(params, batch):
+    """The sum over the hidden units, which lie on several devices, is asked for."""
+    inputs, targets = batch
+    h = jnp.tanh(inputs @ params["a"]["kernel"] + params["a"]["bias"])
+    out = jnp.dot(h, params["b"]["kernel"], out_sharding=P()) + params["b"]["bias"]
+    return jnp.mean((out - targets) ** 2)
+
+
+@pytest.mark.parametrize("microbatch_size", [None, 2], ids=["", "micro-batches"])
+@pytest.mark.parametrize("scan_passes", [False, True])
+def test_tensor_parallel_on_an_explicit_mesh(microbatch_size, scan_passes):
+    """Only the axes that m-sharpness names are made manual; the model stays split."""
+    axes = (AxisType.Explicit, AxisType.Explicit)
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=axes)
+    params, batch, places = put(mesh, TENSOR_PARALLEL, P("data"))
+    ascent = optax_sam.steepest_ascent(RHO)
+    grad_fn = optax_sam.m_sharpness(
+        optax_sam.value_and_grad(explicit_loss, ascent, scan_passes=scan_passes),
+        axis_name="data",
+        mesh=mesh,
+        microbatch_size=microbatch_size,
+    )
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(grad_fn).lower(params, batch).compile()
+        out = compiled(params, batch)
+    assert_same(out, value_and_gradient(microbatch_size or SIZE // 4))
+    for place, x in zip(jax.tree.leaves(places), jax.tree.leaves(out[1]), strict=True):
+        assert x.sharding.is_equivalent_to(place, x.ndim)
+    if jax.__version_info__ >= (0, 12):  # in 0.10 XLA gathers even so
+        assert "all-gather" not in counts(compiled)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(
+    ("product", "options"),
+    [
+        ("m_sam", {"microbatch_size": 4}),
+        ("esam", {"key": 0}),
+        ("partial_climb", {}),
+    ],
+)
+def test_examples_that_lie_on_explicit_axes(product, options, compiled):
+    """What cannot be cut says how to write it, and so it works."""
+    if "key" in options:
+        options = {"key": jax.random.key(options["key"])}
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    params, batch, _ = put(mesh, everywhere(P()), P("data"))
+
+    def losses(params, batch):
+        inputs, targets = batch
+        h = jnp.tanh(inputs @ params["a"]["kernel"] + params["a"]["bias"])
+        out = h @ params["b"]["kernel"] + params["b"]["bias"]
+        return jnp.mean((out - targets) ** 2, 1)
+
+    def update(**more):
+        tx = getattr(optax_sam, product)(RHO, **options | more)
+        value_fn = losses if product == "esam" else loss
+
+        def step(params, batch):
+            return tx.update(
+                None, tx.init(params), params, value_fn=value_fn, batch=batch
+            )[0]
+
+        return (quick_jit(step) if compiled else step)(params, batch)
+
+    with jax.set_mesh(mesh):
+        with pytest.raises(ValueError, match="axis_name='data', mesh=mesh"):
+            update()
+        update(axis_name="data", mesh=mesh, microbatch_size=None)
+
+
 # --- Split by hand, inside of the caller's shard_map ---------------------------------
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import program
 import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh
@@ -40,6 +41,9 @@ PODS = {"v5e:2x4": 8, "v5e:16x16": 256}
 MANY, FEW, TRIPS = 2048, 16, 4
 #: So that each parameter can be split over 256 devices.
 DIMS = (256, 512, 256)
+SCANNED = optax_sam.value_and_grad(
+    loss, optax_sam.steepest_ascent(0.1), scan_passes=True
+)
 
 
 def measure(topology):
@@ -66,6 +70,9 @@ def measure(topology):
         "SAM": (SAM, WHOLE, MANY),
         "m-SAM": (m_sam(SAM), WHOLE, MANY),
         "m-SAM in a loop": (m_sam(SAM, size), WHOLE, MANY),
+        "SAM, scanned": (SCANNED, WHOLE, MANY),
+        "m-SAM, scanned": (m_sam(SCANNED), WHOLE, MANY),
+        "m-SAM in a loop, scanned": (m_sam(SCANNED, size), WHOLE, MANY),
         "m-SAM with BatchNorm": (m_sam(BATCH_NORM_SAM, size), WHOLE, MANY),
         "SAM, sharded": (SAM, SPLIT, FEW),
         "m-SAM, sharded": (m_sam(SAM), SPLIT, FEW),
@@ -119,6 +126,9 @@ def test_number_of_devices(topology):
         ("SAM", 2),
         ("m-SAM", 1),
         ("m-SAM in a loop", 1),
+        ("SAM, scanned", 2),  # one in the text, in a loop of two trips
+        ("m-SAM, scanned", 1),
+        ("m-SAM in a loop, scanned", 1),
         ("m-SAM with BatchNorm", 1),
     ],
 )
@@ -144,6 +154,46 @@ def test_flops_of_a_device(topology, name, trips):
     one = measured(topology)["gradient descent"]["flops"]
     found = measured(topology)[name]["flops"]
     assert trips * found / one == pytest.approx(2, abs=0.02)
+
+
+# --- The model in the program once: a decoder of 12 layers, on one chip -------------
+
+#: The largest program over the base's, in bytes.
+BYTES = {
+    "unrolled": {
+        "SAM": 1.2,
+        "every 5th step": 1.2,
+        "LookSAM": 1.4,
+        "3 ascent steps": 1.25,
+    },
+    "scanned": {"SAM": 1.45, "every 5th step": 1.45},
+}
+#: The most temporary memory beyond the base's, in copies of the parameters.
+COPIES = {"SAM": 1.2, "every 5th step": 1.2}
+
+
+@functools.cache
+def weighed(layers):
+    names = [name + program.SCANNED for name in BYTES[layers]]
+    return program.alone("tpu", layers, ["base", *names])
+
+
+@pytest.mark.parametrize(
+    ("layers", "name"), [(layers, name) for layers in BYTES for name in BYTES[layers]]
+)
+def test_bytes_of_a_program_of_scanned_passes(layers, name):
+    rows = weighed(layers)
+    found = rows[name + program.SCANNED]["program_bytes"]
+    assert found <= BYTES[layers][name] * rows["base"]["program_bytes"]
+
+
+@pytest.mark.parametrize("layers", BYTES)
+@pytest.mark.parametrize("name", COPIES)
+def test_memory_of_scanned_passes(layers, name):
+    rows = weighed(layers)
+    found = rows[name + program.SCANNED]
+    more = found["temporary_bytes"] - rows["base"]["temporary_bytes"]
+    assert more <= COPIES[name] * found["parameter_bytes"]
 
 
 if __name__ == "__main__":

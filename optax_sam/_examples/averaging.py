@@ -108,6 +108,7 @@ class SubBatches:
             return self._local(part, mean, examples, whole)
 
         if self.mesh is None:
+            _devices.refuse_explicit(examples, "microbatch_size=")
             return local(examples, whole)
         _devices.check_mesh(self.mesh, self.names, batch_size(examples))
         return Parts(*_devices.enter(local, self.mesh, self.names)(examples, whole))

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from optax_sam._checks import known
+from optax_sam._devices import refuse_explicit
 from optax_sam._examples.sub_batches import batch_size
 from optax_sam._keys import is_lone_key
 from optax_sam._trees import partition
@@ -32,6 +33,8 @@ def part_of(examples: Tree, fraction: float) -> int:
             "state, params, value_fn=loss_fn, batch=batch), with loss_fn(params, "
             "batch)."
         )
+    if fraction < 1:
+        refuse_explicit(examples, "taking a part of it")
     return math.ceil(fraction * count(examples))
 
 
