@@ -42,9 +42,11 @@ RHO = 0.05
 METHODS = (
     "base",
     "SAM",
+    "SAM, scanned",
     "m-SAM 1/2",
     "m-SAM 1/8",
     "LookSAM",
+    "LookSAM, scanned",
     "momentum SAM",
     "optax.contrib.sam",
 )
@@ -129,12 +131,16 @@ def step_of(method: str, network: Network, loss, batch_size: int):
         return contrib_step(network, loss)
     if method == "LookSAM":
         return look_sam_step(network, loss)
+    if method == "LookSAM, scanned":
+        return scanned_look_sam_step(network, loss)
     if method == "momentum SAM":
         return momentum_sam_step(network, loss)
     grad_fn = jax.value_and_grad(loss, has_aux=True)
     if method != "base":
         ascent = optax_sam.steepest_ascent(RHO)
-        grad_fn = optax_sam.value_and_grad(loss, ascent, has_aux=True)
+        grad_fn = optax_sam.value_and_grad(
+            loss, ascent, has_aux=True, scan_passes=method.endswith("scanned")
+        )
     if method.startswith("m-SAM"):
         m = batch_size // int(method.split("/")[1])
         grad_fn = optax_sam.m_sharpness(grad_fn, microbatch_size=m)
@@ -165,6 +171,24 @@ def look_sam_step(network: Network, loss):
         return State(params, stats, opt_state), value
 
     return tx, step
+
+
+def scanned_look_sam_step(network: Network, loss):
+    product = optax_sam.look_sam(RHO, k=STEPS, scan_passes=True)
+    init, grad_fn = optax_sam.stateful_value_and_grad(loss, product, has_aux=True)
+    optimizer = network.optimizer
+
+    def both(params):
+        return init(params), optimizer.init(params)
+
+    def step(state: State, batch):
+        own, inner = state.opt_state
+        out, grads, own = grad_fn(own, state.params, batch, state.batch_stats)
+        updates, inner = optimizer.update(grads, inner, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return State(params, out[1], (own, inner)), out[0]
+
+    return optax.GradientTransformation(both, optimizer.update), step
 
 
 def momentum_sam_step(network: Network, loss):
@@ -303,16 +327,18 @@ def timings(networks, minutes: float, rounds: int, steps: int, dtypes) -> list[d
 def print_timings(rows: list[dict]) -> None:
     table = Table(title=f"One training step on {jax.devices()[0].device_kind}")
     columns = ("network", "dtype", "method", "ms", "ratio", "temp MB", "state MB")
+    columns += ("compile s",)
     for name in columns:
         table.add_column(name, justify="left" if name in columns[:3] else "right")
     for row in rows:
-        cells = ["not run", "", "", ""]
+        cells = ["not run", "", "", "", ""]
         if row["status"] == "run":
             cells = [
                 f"{row['milliseconds']:.1f}",
                 f"{row['ratio']:.3f}",
                 f"{row['temp_megabytes']:.0f}",
                 f"{row['state_megabytes']:.0f}",
+                f"{row['compile_seconds']:.1f}",
             ]
         table.add_row(row["network"], row["dtype"], row["method"], *cells)
     Console(width=100).print(table)

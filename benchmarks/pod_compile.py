@@ -11,9 +11,12 @@ step: FLOPs as a multiple of plain SGD's, collectives and their bytes, and memor
 
 How to read it:
 
-- XLA counts the body of a loop once. The micro-batches are a loop, so its FLOPs, and
-  the collectives inside of it if there were any, are multiplied by its trips. (That
-  counts the few operations outside of the loop too often, by about 1 %.)
+- XLA counts the body of a loop once. The micro-batches are a loop, and so are scanned
+  passes (`-scanned`), so their FLOPs, and the collectives inside of them if there are
+  any, are multiplied by the trips. (That counts the few operations outside of the loop
+  too often, by about 1 %.)
+- "program" is the size of the chip's program, "compile" the seconds that it took, once,
+  on the machine at hand.
 - Bytes are those of the whole arrays: what an all-reduce sums, what an all-gather has
   gathered, what a reduce-scatter starts from.
 - One collective may carry several arrays. A gather of very small shards is carried out
@@ -51,7 +54,6 @@ import optax.contrib
 import report
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
@@ -62,6 +64,7 @@ PLACEMENTS = {"replicated": PartitionSpec(), "fully sharded": PartitionSpec("dat
 LAYERS, WIDTH = 4, 256
 BATCH_PER_CHIP = 512
 TRIPS = 4  # micro-batches on each chip
+PASSES = 2  # trips of the loop over them, with scan_passes
 RHO, LR = 0.05, 0.1
 SMOKE = {"topologies": ["v5e:2x4"], "steps": ["base", "m-sam"]}
 
@@ -89,8 +92,18 @@ def sam(mesh):
     return by_transformation(optax.chain(optax_sam.sam(RHO), optax.sgd(LR)))
 
 
-def m_sam(mesh, microbatch_size=None):
-    grad_fn = optax_sam.value_and_grad(loss_fn, optax_sam.steepest_ascent(RHO))
+def sam_scanned(mesh):
+    del mesh
+    return by_gradient(gradient(scan_passes=True))
+
+
+def gradient(scan_passes=False):
+    ascent = optax_sam.steepest_ascent(RHO)
+    return optax_sam.value_and_grad(loss_fn, ascent, scan_passes=scan_passes)
+
+
+def m_sam(mesh, microbatch_size=None, scan_passes=False):
+    grad_fn = gradient(scan_passes)
     return by_gradient(
         optax_sam.m_sharpness(
             grad_fn, axis_name="data", mesh=mesh, microbatch_size=microbatch_size
@@ -100,6 +113,10 @@ def m_sam(mesh, microbatch_size=None):
 
 def m_sam_micro(mesh):
     return m_sam(mesh, BATCH_PER_CHIP // TRIPS)
+
+
+def m_sam_scanned(mesh):
+    return m_sam(mesh, scan_passes=True)
 
 
 def contrib_sam(mesh):
@@ -113,7 +130,9 @@ def contrib_sam(mesh):
 STEPS = {
     "base": (base, 1),
     "sam": (sam, 1),
+    "sam-scanned": (sam_scanned, PASSES),
     "m-sam": (m_sam, 1),
+    "m-sam-scanned": (m_sam_scanned, PASSES),
     "m-sam-micro": (m_sam_micro, TRIPS),
     "contrib-sam": (contrib_sam, 1),
 }
@@ -167,6 +186,7 @@ def count(compiled, trips: int, chips: int) -> dict:
         "loop_trips": trips,
         "temporary_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
+        "program_bytes": memory.generated_code_size_in_bytes,
     }
     text = compiled.as_text()
     for name, sizes in collectives(text, trips, chips).items():
@@ -280,7 +300,8 @@ def table(rows: list[dict]) -> Table:
     out = Table(title="One training step, per chip. Collectives: count, MiB")
     for name in ("topology", "chips", "parameters", "step"):
         out.add_column(name)
-    for name in ("FLOPs", *COLLECTIVES, "temp MiB", "args MiB"):
+    memory = ("temp MiB", "args MiB", "program MiB")
+    for name in ("FLOPs", *COLLECTIVES, *memory, "compile"):
         out.add_column(name, justify="right")
     last = None
     for row in rows:
@@ -297,6 +318,8 @@ def table(rows: list[dict]) -> Table:
             ),
             mib(row["temporary_bytes"]),
             mib(row["argument_bytes"]),
+            mib(row["program_bytes"]),
+            f"{row['compile_seconds']:.1f} s",
         )
         last = place
     return out
@@ -332,7 +355,7 @@ def main() -> None:
             "XLA's compiler for TPUs is missing. It needs no TPU, but Linux on x86-64: "
             "pip install 'optax-sam[tpu]'  (the package libtpu)"
         )
-    console, began, rows = Console(), time.perf_counter(), []
+    console, began, rows = report.console(140), time.perf_counter(), []
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
