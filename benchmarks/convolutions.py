@@ -7,6 +7,9 @@ of the whole batch; in every turn each step runs once, so that ratios are of one
 Beside the times, the convolutions that stand inside a loop or a conditional of the
 compiled program. Accelerators are not concerned.
 
+Also an epoch of SAM on the digits, as the other scripts here train: their network has
+its convolutions as products of matrices, and so may stand inside `lax.scan`.
+
 Writes convolutions.json; takes a minute on two cores.
 """
 
@@ -15,11 +18,15 @@ import statistics
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
+import flax.linen as nn
 import hlo
 import jax
 import jax.numpy as jnp
 import report
+import tasks
+import training
 from rich.table import Table
 
 from optax_sam import every_k, m_sharpness, sam, steepest_ascent, value_and_grad
@@ -75,6 +82,9 @@ def steps() -> dict[str, list[Callable[..., Any]]]:
     return {
         "gradient": [jax.value_and_grad(loss)],
         "SAM": [by_sam],
+        "SAM, scan_passes=True": [
+            value_and_grad(loss, steepest_ascent(), scan_passes=True)
+        ],
         "m-SAM, a loop": [parts()],
         "m-SAM, unroll=True": [parts(unroll=True)],
         "every_k(5), a condition": [in_the_optimizer(every_k(K))] * K,
@@ -126,6 +136,89 @@ def one_turn(program: list[Any]) -> float:
     return (time.perf_counter() - begin) / len(program)
 
 
+# --- The network of the other scripts, an epoch of SAM ------------------------------
+
+
+class Native(nn.Module):
+    """XLA's own convolution, in place of `tasks.Conv3x3`."""
+
+    features: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return nn.Conv(self.features, (3, 3), self.stride, use_bias=False)(x)
+
+
+def epochs() -> dict[str, Callable[[], Any]]:
+    """An epoch for each way to train, compiled and run once."""
+    data = tasks.DIGITS.split(tasks.DIGITS.load(), 0).train
+    data = jax.tree.map(jnp.asarray, data)
+    order = jnp.arange(len(data.labels)).reshape(-1, tasks.DIGITS.batch)
+
+    def epoch(conv: Any, scanned: bool) -> Callable[[], Any]:
+        with mock.patch.object(tasks, "Conv3x3", conv):
+            model = tasks.ConvNet()
+            start = model.init(jax.random.key(0), data.images[:1], train=False)
+
+            def of(params: Any, indices: Any) -> Any:
+                batch = jax.tree.map(lambda x: x[indices], data)
+                stats = start["batch_stats"]
+                return training.training_loss(model, params, batch, stats)[0]
+
+            grad_fn = value_and_grad(of, steepest_ascent())
+
+            def step(params: Any, indices: Any) -> Any:
+                value, grads = grad_fn(params, indices)
+                return jax.tree.map(lambda p, g: p - 0.01 * g, params, grads), value
+
+            def all_steps(params: Any) -> Any:
+                return jax.lax.scan(step, params, order)
+
+            jitted = training.jit(all_steps if scanned else step)
+            run_one = jitted.lower(start["params"], *([] if scanned else order[:1]))
+            run_one = run_one.compile()
+
+        def run() -> None:
+            params = start["params"]
+            if scanned:
+                params, _ = run_one(params)
+            else:
+                for indices in order:
+                    params, _ = run_one(params, indices)
+            jax.block_until_ready(params)
+
+        run()
+        return run
+
+    return {
+        "lax.scan over the steps, as products": epoch(tasks.Conv3x3, True),
+        "a jitted step in a Python loop, as products": epoch(tasks.Conv3x3, False),
+        "a jitted step in a Python loop, XLA's own": epoch(Native, False),
+        "lax.scan over the steps, XLA's own": epoch(Native, True),
+    }
+
+
+def measure_epochs(turns: int) -> list[dict[str, Any]]:
+    ways = epochs()
+    rows = [{"way": name, "seconds": []} for name in ways]
+    for _, row in itertools.product(range(turns), rows):
+        begin = time.perf_counter()
+        ways[row["way"]]()
+        row["seconds"].append(time.perf_counter() - begin)
+    for row in rows:
+        pairs = zip(row["seconds"], rows[0]["seconds"], strict=True)
+        row["over the first"] = statistics.median(a / b for a, b in pairs)
+    return rows
+
+
+def markdown_of_epochs(rows: list[dict[str, Any]]) -> str:
+    """The second table of docs/convolutions.md."""
+    lines = ["| an epoch of SAM | over the first |", "|---|---|"]
+    lines += [f"| {row['way']} | {row['over the first']:.2f} |" for row in rows]
+    return "\n".join(lines)
+
+
 def show(rows: list[dict[str, Any]]) -> None:
     table = Table(box=None)
     for column in ("way", "over the gradient", "ms", "convolutions inside"):
@@ -152,8 +245,12 @@ def main() -> None:
     path = options.out / "convolutions.json"
     if not options.redraw:
         rows = measure(*((1, 2 * PART) if options.smoke else (TURNS, BATCH)))
-        report.write_json(path, report.provenance() | {"rows": rows})
-    show(report.earlier(path)["rows"])
+        trained = measure_epochs(1 if options.smoke else TURNS)
+        result = report.provenance() | {"rows": rows, "epochs": trained}
+        report.write_json(path, result)
+    found = report.earlier(path)
+    show(found["rows"])
+    print(markdown_of_epochs(found["epochs"]))
 
 
 if __name__ == "__main__":

@@ -268,6 +268,51 @@ def table(platform: str, layers: str, rows: dict[str, Any]) -> Table:
     return out
 
 
+def markdown(found: dict[str, Any], layers: str) -> str:
+    """A table of docs/large_models.md: all of it over the base's."""
+    cpu, tpu = (found[platform][layers] for platform in PLATFORMS)
+    lines = [
+        "| step | CPU: instructions | memory | compile | time | TPU: program | memory "
+        "| compile |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in cpu:
+        cells = [
+            cpu[name]["instructions_ratio"],
+            memory_over(cpu, name),
+            cpu[name]["compile_ratio"],
+            cpu[name]["time_ratio"],
+            tpu[name]["program_bytes_ratio"],
+            memory_over(tpu, name),
+            tpu[name]["compile_ratio"],
+        ]
+        lines.append(f"| {name} | {' | '.join(f'{x:.2f}' for x in cells)} |")
+    return "\n".join(lines)
+
+
+def readme(found: dict[str, Any]) -> str:
+    """The table of the README: on a CPU, each figure where it matters most."""
+    unrolled, scanned = found["cpu"]["unrolled"], found["cpu"]["scanned"]
+    lines = [
+        "| step | time | seconds to compile, layers unrolled "
+        "| memory, layers scanned over |",
+        "|---|---|---|---|",
+    ]
+    for name in unrolled:
+        cells = [
+            unrolled[name]["time_ratio"],
+            unrolled[name]["compile_ratio"],
+            memory_over(scanned, name),
+        ]
+        lines.append(f"| {name} | {' | '.join(f'{x:.2f}' for x in cells)} |")
+    return "\n".join(lines)
+
+
+def memory_over(rows: dict[str, Any], name: str) -> float:
+    ratio: float = rows[name]["temporary_bytes"] / rows["base"]["temporary_bytes"]
+    return ratio
+
+
 def measure(options: argparse.Namespace, path: Any) -> dict[str, Any]:
     names = ["base", "SAM", "SAM" + SCANNED] if options.smoke else list(NAMES)
     processes, turns = (1, 2) if options.smoke else (PROCESSES, TURNS)

@@ -70,7 +70,8 @@ def value_and_grad(
       at_once: how many sub-batches are run side by side.
       unroll: how far the loop over sub-batches is unrolled.
       **options: those of `optax_sam.value_and_grad`: `combine`, `second_order`,
-        `num_steps`, `climb_dtype`; `diagnostics`, which come back as they do there.
+        `num_steps`, `climb_dtype`, `scan_passes`, `when`; `diagnostics`, which come
+        back as they do there.
 
     Returns:
       A function with the arguments and results of

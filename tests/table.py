@@ -285,6 +285,14 @@ _SPLIT = {
 }
 
 
+_SCANNED = {
+    "micro_batch": True,
+    "product": True,
+    "options": _options(scan_passes=True),
+}
+_KEEPS = {"stateful": True, "remembers": True}
+
+
 def _p(ord, **options):
     return {
         "options": _options(ord=ord, **options),
@@ -311,6 +319,10 @@ def _sam_with_aux(rho):
 def _partial_climb(rho, ignore_updates=False):
     """By half of the examples; a function, so that only rho is injected."""
     return optax_sam.partial_climb(rho, 0.5, ignore_updates=ignore_updates)
+
+
+def _gsam(rho, scan_passes):
+    return optax_sam.gsam(rho, alpha=0.0, scan_passes=scan_passes)
 
 
 def _friendly(rho):
@@ -367,6 +379,9 @@ PRODUCTS = [
     ),
     Row("asam-micro", _asam, **_SPLIT, **_ASAM),
     Row("m_sam", _m_sam, **_SPLIT),
+    Row("sam-scanned", _sam, **_SCANNED),
+    Row("gsam-scanned", _gsam, **_SCANNED, mixes=True),
+    Row("look_sam-scanned", optax_sam.look_sam, **_SCANNED, **_KEEPS),
     Row("random-sam", _random_sam, product=True, **_RANDOM),
     Row("gsam", optax_sam.gsam, options=_options(alpha=0.0), product=True, mixes=True),
     Row(

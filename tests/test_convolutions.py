@@ -19,6 +19,7 @@ BATCH = 2 * PART
 INSIDE = {
     "gradient": False,
     "SAM": False,
+    "SAM, scan_passes=True": True,
     "m-SAM, a loop": True,
     "m-SAM, unroll=True": False,
     "every_k(5), a condition": True,
@@ -46,6 +47,7 @@ def test_the_table_of_the_page_is_the_result_of_the_script():
     assert [row["way"] for row in result["rows"]] == list(INSIDE)
     page = Path(__file__).parents[1] / "docs" / "convolutions.md"
     assert convolutions.markdown(result["rows"]) in page.read_text()
+    assert convolutions.markdown_of_epochs(result["epochs"]) in page.read_text()
 
 
 @pytest.mark.parametrize("unroll", [2, True])

@@ -134,13 +134,15 @@ def under_jax_jit(grad_fn, *args):
 
 SLOWER = pytest.param(under_jax_jit, marks=pytest.mark.slow)
 COMPILED = pytest.mark.parametrize("how", [under_nnx_jit, SLOWER])
+SCANNED = pytest.mark.parametrize("scan_passes", [False, True])
 
 
+@SCANNED
 @COMPILED
-def test_two_gradients_and_one_pass(how):
+def test_two_gradients_and_one_pass(how, scan_passes):
     model = net()
     out, grads, after = by_hand(model, X, Y)
-    got, got_grads = how(grads_of(), model, X, Y)
+    got, got_grads = how(grads_of(scan_passes=scan_passes), model, X, Y)
     assert_close(got, out)
     assert_close(arrays(got_grads), grads)
     assert_close(state_of(model, X, Y), after)
@@ -188,8 +190,9 @@ def test_both_passes_draw_the_same_mask():
 
 
 @pytest.mark.slow
+@SCANNED
 @pytest.mark.parametrize("how", [under_nnx_jit, under_jax_jit])
-def test_nnx_objects_in_the_arguments(how):
+def test_nnx_objects_in_the_arguments(how, scan_passes):
     # A stream under two names, a metric, and a model that is no student.
     def loss(model, x, tools, *, y):
         y = y + tools["teacher"](x)[:, 0]
@@ -210,7 +213,7 @@ def test_nnx_objects_in_the_arguments(how):
 
     model, tools = make()
     out, grads, after = by_hand(model, X, tools, Y, loss_fn=with_y(loss))
-    grad_fn = with_y(grads_of(loss_fn=loss))
+    grad_fn = with_y(grads_of(loss_fn=loss, scan_passes=scan_passes))
     got, got_grads = how(grad_fn, model, X, tools, Y)
     assert_close((got, arrays(got_grads)), (out, grads))
     assert_close(state_of(model, X, tools, Y), after)
@@ -315,11 +318,17 @@ def loop(microbatch_size, x=X, y=Y):
     return (sum(values) / len(values), jnp.concatenate(outs)), grads, mean
 
 
+@SCANNED
 @COMPILED
-def test_m_sharpness_is_the_loop(how):
+def test_m_sharpness_is_the_loop(how, scan_passes):
     model, before = net(), state_of(net())[0]
     out, grads, mean = loop(4)
-    grad_fn = grads_of(microbatch_size=4, batch_argnums=(1, 2), concat_aux=True)
+    grad_fn = grads_of(
+        microbatch_size=4,
+        batch_argnums=(1, 2),
+        concat_aux=True,
+        scan_passes=scan_passes,
+    )
     got, got_grads = how(grad_fn, model, X, Y)
     assert_close(got, out)
     assert_close(arrays(got_grads), grads)
@@ -342,8 +351,9 @@ def auto_mesh(devices):
 
 
 @pytest.mark.slow
+@SCANNED
 @pytest.mark.parametrize(("devices", "microbatch_size"), [(3, None), (2, 3)])
-def test_mesh_is_the_loop(devices, microbatch_size):
+def test_mesh_is_the_loop(devices, microbatch_size, scan_passes):
     model = net()
     out, grads, mean = loop(microbatch_size or 4)
     grad_fn = grads_of(
@@ -352,6 +362,7 @@ def test_mesh_is_the_loop(devices, microbatch_size):
         mesh=auto_mesh(devices),
         batch_argnums=(1, 2),
         concat_aux=True,
+        scan_passes=scan_passes,
     )
     got, got_grads = under_nnx_jit(grad_fn, model, X, Y)
     assert_close((got, arrays(got_grads)), (out, grads))

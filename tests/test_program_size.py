@@ -5,15 +5,20 @@ for TPUs makes of it is counted in `test_tpu.py`.
 """
 
 import functools
+import json
+from pathlib import Path
 
 import jax
+import program
 import pytest
+import report
 from hlo import instructions
 from program import CONTRIB, LAYERS, SCANNED, arguments, loss_of, lower, make
 
 import optax_sam
 
-pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+slow = pytest.mark.slow
 
 #: The largest program, in instructions of the optimized HLO over the base's.
 SIZES = {
@@ -39,6 +44,7 @@ def counted(name, layers):
     return instructions(compiled.as_text()), memory / parameters
 
 
+@slow
 @pytest.mark.parametrize(("layers", "name"), SIZES)
 def test_the_model_is_in_the_program_once(layers, name):
     base, _ = counted("base", layers)
@@ -46,6 +52,7 @@ def test_the_model_is_in_the_program_once(layers, name):
     assert found <= SIZES[layers, name] * base
 
 
+@slow
 @pytest.mark.parametrize("layers", LAYERS)
 @pytest.mark.parametrize("name", ["SAM", CONTRIB])
 def test_straight_line_passes_double_it(layers, name):
@@ -53,6 +60,7 @@ def test_straight_line_passes_double_it(layers, name):
     assert counted(name, layers)[0] >= 1.9 * counted("base", layers)[0]
 
 
+@slow
 @pytest.mark.parametrize("name", COPIES)
 def test_one_more_copy_of_the_parameters(name):
     """Where layers are scanned; without the loop the activations are there twice."""
@@ -84,3 +92,13 @@ def test_gradient_functions_too():
         scanned = optax_sam.value_and_grad(loss, ascent, scan_passes=True, **options)
         split = optax_sam.m_sharpness(scanned, microbatch_size=2)
         assert size(scanned) == size(split) == size(jax.value_and_grad(loss))
+
+
+def test_the_tables_of_the_pages_are_the_results_of_the_script():
+    path = report.RESULTS / "program.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    page = (ROOT / "docs" / "large_models.md").read_text(encoding="utf-8")
+    for layers in LAYERS:
+        assert program.markdown(rows, layers) in page
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert program.readme(rows) in readme

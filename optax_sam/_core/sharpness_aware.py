@@ -38,8 +38,9 @@ def sharpness_aware(
       scan_passes: make the passes of a step in one loop, so that the model is in the
         program once, which is then hardly larger than that of plain training, and
         compiles as fast; also under `when`. Gradients are taken inside: `update(None,
-        ...)`. For large models on accelerators; see "Large models" in the
-        documentation for when it pays. Not together with `climb_dtype`.
+        ...)`. For large models; "Large models" in the documentation has what it gains
+        where. On a CPU never for convolutional networks, which XLA runs slowly inside
+        of a loop. Not together with `climb_dtype`.
       when: on which steps to climb: a bool (of Python, which leaves no condition in the
         program, or traced), or a function that gives one from the number of `update`
         calls so far, e.g. `every_k(5)`; `None` is every step. On the others the
