@@ -1,8 +1,6 @@
 """What SAM refuses: losses and trees of which no climb can be made."""
 
 import numbers
-import sys
-import warnings
 from typing import Any
 
 import jax
@@ -20,6 +18,19 @@ def _is_hole(x: Any) -> bool:
 def known(value: Any) -> bool:
     """Whether a number is known in Python, so that it can be judged now."""
     return isinstance(value, numbers.Real)
+
+
+def check_ascent(ascent: Any) -> None:
+    """Refuse what gives no climb."""
+    is_product = hasattr(ascent, "step")
+    if is_product or not (hasattr(ascent, "init") and hasattr(ascent, "update")):
+        what = "a whole step in the optimizer" if is_product else repr(ascent)
+        raise TypeError(
+            f"An ascent is wanted, which turns a gradient into a climb, but what was "
+            f"given is {what}. Write steepest_ascent(rho=0.05) for SAM, "
+            f"adaptive_ascent(rho=0.5) for ASAM. (sam(rho) stands in an optax.chain, "
+            f"or in stateful_value_and_grad(loss_fn, sam(rho)).)"
+        )
 
 
 def check_whole(name: str, value: Any, least: int = 1) -> None:
@@ -146,12 +157,3 @@ def _first_difference(params: Tree, updates: Tree) -> str:
             return f"{a} (gradient) against {b} (parameters)"
     only = ours[len(theirs) :] + theirs[len(ours) :]
     return only[0] if only else "the types of their containers"
-
-
-def warn(message: str) -> None:
-    """Warn at the user's own line, whatever stands between it and here."""
-    passed = {"optax_sam", "jax", "optax", "flax", "equinox", "contextlib", "functools"}
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in passed:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level + 1)

@@ -1,14 +1,17 @@
 """Which gradient comes out: functions of the clean and the climbed one."""
 
 import jax
+import jax.numpy as jnp
 
 from optax_sam._ascent.dual import dual_vector
 from optax_sam._checks import check_weight
-from optax_sam._trees import add_scaled, dot, widen
-from optax_sam._types import Combine, Scalar, Tree
+from optax_sam._trees import add_scaled, dot, widest_dtype
+from optax_sam._types import AxisName, Combine, Scalar, Tree
 
 
-def surrogate_gap(alpha: Scalar) -> Combine:
+def surrogate_gap(
+    alpha: Scalar, *, params_axis_name: AxisName | None = None
+) -> Combine:
     r"""GSAM's gradient: the climbed one, and down the surrogate gap as well.
 
     .. math:: g_s - \alpha\, g_\perp, \quad
@@ -20,6 +23,7 @@ def surrogate_gap(alpha: Scalar) -> Combine:
 
     Args:
       alpha: how much of it; 0 is SAM. May be traced.
+      params_axis_name: as for `steepest_ascent`.
 
     Returns:
       A function for `combine=`: of two trees (the clean and the climbed gradient),
@@ -39,7 +43,7 @@ def surrogate_gap(alpha: Scalar) -> Combine:
     check_weight("alpha", alpha)
 
     def combine(clean: Tree, climbed: Tree) -> Tree:
-        gap = orthogonal_part(clean, climbed)
+        gap = orthogonal_part(clean, climbed, params_axis_name)
         return add_scaled(climbed, gap, -alpha)
 
     return combine
@@ -76,18 +80,27 @@ def gradient_norm_penalty(alpha: Scalar) -> Combine:
     check_weight("alpha", alpha)
 
     def combine(clean: Tree, climbed: Tree) -> Tree:
-        return jax.tree.map(
-            lambda g, s: ((1 - alpha) * g + alpha * s).astype(s.dtype), clean, climbed
-        )
+        def mix(g: jax.Array, s: jax.Array) -> jax.Array:
+            dtype = widest_dtype((g, s))
+            weight = jnp.asarray(alpha, dtype)
+            mixed = (1 - weight) * g.astype(dtype) + weight * s.astype(dtype)
+            return mixed.astype(s.dtype)
+
+        return jax.tree.map(mix, clean, climbed)
 
     return combine
 
 
-def orthogonal_part(tree: Tree, to: Tree) -> Tree:
+def orthogonal_part(tree: Tree, to: Tree, axis_name: AxisName | None = None) -> Tree:
     """The part of a tree that is orthogonal to another; all of it if that is zero.
 
     Leaves are in at least float32.
     """
-    unit = dual_vector(to)
-    length = dot(tree, unit)
-    return jax.tree.map(lambda x, u: widen(x) - length.astype(u.dtype) * u, tree, unit)
+    unit = dual_vector(to, axis_name=axis_name)
+    length = dot(tree, unit, axis_name)
+
+    def without(x: jax.Array, u: jax.Array) -> jax.Array:
+        dtype = widest_dtype((x, u))
+        return x.astype(dtype) - length.astype(dtype) * u.astype(dtype)
+
+    return jax.tree.map(without, tree, unit)

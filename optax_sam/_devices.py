@@ -20,6 +20,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from optax_sam._types import AxisName, Tree
+from optax_sam._warn import warn
 
 
 def axis_names(axis_name: AxisName) -> tuple[str, ...]:
@@ -135,6 +136,22 @@ def refuse_unvarying(tree: Tree, axis_name: AxisName, what: str) -> None:
                 )
 
 
+def warn_of_sums(value: Any, gradient: Tree) -> None:
+    """Warn where types tell that JAX summed the gradients of losses that differ."""
+    for leaf in jax.tree.leaves(gradient):
+        for name in sorted(varying_axes(value) - varying_axes(leaf)):
+            warn(
+                f"The loss differs between the devices along {name!r}, but the "
+                f"gradient is the same on all of them: JAX has summed it over "
+                f"{name!r}, so it is that of the sum of all these losses. If each "
+                f"device has the mean loss of its own examples, take the gradient at "
+                f"optax_sam.per_device(params, {name!r}), or name the axis: "
+                f"axis_name={name!r}. If each has a share of one global mean, write "
+                f"jax.lax.psum(share, {name!r}) in the loss: the sum is then right."
+            )
+            return
+
+
 def refuse_averaged_value(value: Any, axis_name: AxisName) -> None:
     """Raise when the loss is the same on all devices, as far as types tell."""
     for name in axis_names(axis_name):
@@ -153,11 +170,11 @@ def refuse_diverging(state: Tree, new_state: Tree) -> None:
     for old, new in pairs:
         for name in varying_axes(new) - varying_axes(old):
             raise ValueError(
-                f"The state of this ascent would come to differ between the devices "
-                f"along {name!r}, since each updates it from its own gradient. Name "
-                f"the axis in the product, sharpness_aware(ascent, "
-                f"axis_name={name!r}), and drop mean_over: the state is then updated "
-                f"from the average."
+                f"The state of this step (an average of gradients, or diagnostics) "
+                f"would come to differ between the devices along {name!r}, since each "
+                f"makes it of its own gradient. Name the axis in the product, "
+                f"sam(rho, axis_name={name!r}), and drop mean_over: the state is then "
+                f"made of the average."
             )
 
 
@@ -217,20 +234,26 @@ def mean_over(axis_name: AxisName) -> optax.GradientTransformationExtraArgs:
 
 def sum_over(x: Any, axis_name: AxisName | None) -> Any:
     """The sum over the axes along which `x` is split; `x` itself without axes."""
-    names = _split_axes(x, axis_name)
+    names = split_axes(x, axis_name)
     return jax.lax.psum(x, names) if names else x
 
 
 def max_over(x: Any, axis_name: AxisName | None) -> Any:
     """The largest over the axes along which `x` is split; `x` itself without axes."""
-    names = _split_axes(x, axis_name)
+    names = split_axes(x, axis_name)
     return jax.lax.pmax(x, names) if names else x
 
 
-def _split_axes(x: Any, axis_name: AxisName | None) -> tuple[str, ...]:
-    # A leaf that types show to be whole on every device is counted once.
+def split_axes(x: Any, axis_name: AxisName | None) -> tuple[str, ...]:
+    """The axes along which an array is split: whole ones are counted once."""
     names = () if axis_name is None else axis_names(axis_name)
     return tuple(n for n in names if not types_tell(n) or n in varying_axes(x))
+
+
+def zeros_like(x: Any) -> jax.Array:
+    """Zeros like an array that is a device's own: it stays so in a state."""
+    zeros: jax.Array = _cast(jnp.zeros_like(x), tuple(varying_axes(x)))
+    return zeros
 
 
 def check_mesh(mesh: Mesh, names: tuple[str, ...], size: int) -> None:

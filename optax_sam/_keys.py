@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam._types import Tree
+from optax_sam._warn import warn
 
 
 def is_key(x: Any) -> bool:
@@ -24,6 +25,29 @@ def own_key(key: jax.Array) -> jax.Array:
 def is_lone_key(x: Any) -> bool:
     """Whether `x` is one random key: it has no axis to cut."""
     return is_key(x) and jnp.ndim(x) == 0
+
+
+def fresh_keys(tree: Tree) -> Tree:
+    """The tree with copies of its typed keys.
+
+    The passes share them on purpose, which JAX's checker for reuse must be told.
+    """
+    return jax.tree.map(lambda x: jax.random.clone(x) if is_key(x) else x, tree)
+
+
+def warn_of_raw_keys(tree: Tree) -> None:
+    """Warn of what may be a random key that cannot be told from data."""
+    for x in jax.tree.leaves(tree):
+        raw = isinstance(x, jax.Array) and x.dtype == jnp.uint32
+        if raw and x.shape in ((2,), (4,)):
+            warn(
+                "An argument looks like a raw random key (uint32), which cannot be "
+                "told from data, so all sub-batches would draw the same numbers from "
+                "it. Pass a typed one, jax.random.key(seed) or "
+                "jax.random.wrap_key_data(key): it is folded with the index of each "
+                "sub-batch."
+            )
+            return
 
 
 def fold_keys(tree: Tree, index: Any) -> Tree:

@@ -44,6 +44,11 @@ def tail_schedule(
     if not 0 < tail <= 1:
         raise ValueError(f"tail is a share of the steps in (0, 1], got tail = {tail}.")
     start = num_steps - round(tail * num_steps)
+    if start == num_steps:
+        raise ValueError(
+            f"tail = {tail} of {num_steps} steps is not a single step. Give a larger "
+            f"share, at least tail={1 / num_steps:.2g}."
+        )
     if not 0 <= warmup_steps <= start:
         raise ValueError(
             f"warmup_steps = {warmup_steps} does not fit before the tail, which starts "

@@ -5,9 +5,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_sam._types import Tree
+from optax_sam._devices import max_over, sum_over, zeros_like
+from optax_sam._types import AxisName, Tree
 
 keystr = jax.tree_util.keystr
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """The path of a leaf, as `dense/bias`; the box that it may lie in is not named."""
+    *_, last = (None, *path)
+    if getattr(last, "name", None) == "value":  # of nnx.split, nn.with_partitioning
+        path = path[:-1]
+    return keystr(path, simple=True, separator="/")
 
 
 def is_none(x: Any) -> bool:
@@ -33,9 +42,22 @@ def partition(tree: Tree, second: Tree) -> tuple[Tree, Tree]:
     return first, jax.tree.map(lambda x, there: x if there else None, tree, second)
 
 
+def wide_dtype(x: Any) -> Any:
+    """The dtype of an array or a number, in at least float32."""
+    dtype = jnp.result_type(x)
+    wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
+    return dtype if wide else jnp.dtype(jnp.float32)
+
+
+def widest_dtype(tree: Tree) -> Any:
+    """The dtype in which whole-tree numbers are computed: that of the widest leaf."""
+    dtypes = [jnp.dtype(jnp.float32), *map(wide_dtype, jax.tree.leaves(tree))]
+    return max(dtypes, key=lambda dtype: int(jnp.finfo(dtype).bits))
+
+
 def widen(x: Any) -> jax.Array:
     """The array in at least float32: norms of half precision overflow."""
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+    return jnp.asarray(x, wide_dtype(x))
 
 
 def cast(tree: Tree, dtype: Any) -> Tree:
@@ -47,20 +69,30 @@ def cast(tree: Tree, dtype: Any) -> Tree:
 
 def cast_like(tree: Tree, like: Tree) -> Tree:
     """The tree with every leaf in the dtype of the other's."""
-    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+    return jax.tree.map(lambda x, y: jnp.asarray(x, jnp.result_type(y)), tree, like)
 
 
 def add_scaled(tree: Tree, other: Tree, factor: Any) -> Tree:
     """`tree + factor * other`, in at least float32 and then in the tree's dtypes."""
-    return jax.tree.map(
-        lambda x, y: (widen(x) + factor * y).astype(x.dtype), tree, other
-    )
+
+    def add(x: Any, y: Any) -> jax.Array:
+        dtype = widest_dtype((x, y))
+        total = jnp.asarray(x, dtype) + jnp.asarray(factor, dtype) * y.astype(dtype)
+        return jnp.asarray(total, jnp.result_type(x))
+
+    return jax.tree.map(add, tree, other)
 
 
-def dot(a: Tree, b: Tree) -> jax.Array:
-    """The inner product of two trees, in at least float32."""
-    products = jax.tree.map(lambda x, y: jnp.sum(widen(x) * widen(y)), a, b)
-    total: jax.Array = once(jnp.asarray(sum(jax.tree.leaves(products), jnp.zeros([]))))
+def dot(a: Tree, b: Tree, axis_name: AxisName | None = None) -> jax.Array:
+    """The inner product of two trees, in at least float32.
+
+    `axis_name`: mesh axes over which the leaves are split by hand.
+    """
+    dtype = widest_dtype((a, b))
+    a, b = cast((a, b), dtype)
+    products = jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), a, b))
+    products = [sum_over(x, axis_name) for x in products]
+    total: jax.Array = once(sum(products, jnp.zeros([], dtype)))
     return total
 
 
@@ -73,29 +105,37 @@ def once(x: Any) -> Any:
     return jax.lax.optimization_barrier(x)
 
 
-def all_finite(tree: Tree) -> jax.Array:
-    """Whether every entry of the tree is finite."""
-    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
-    return jnp.all(jnp.asarray([True, *leaves]))
+def all_finite(tree: Tree, axis_name: AxisName | None = None) -> jax.Array:
+    """Whether every entry of the tree is finite, on all devices that share it."""
+    bad = [jnp.any(~jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+    bad = [max_over(x.astype(jnp.int32), axis_name) for x in bad]
+    return sum(bad, jnp.zeros([], jnp.int32)) == 0
 
 
 def zeros_in_float32(tree: Tree) -> Tree:
     """Zeros like the tree, in at least float32: a running sum of nothing yet."""
-    return jax.tree.map(lambda x: jnp.zeros_like(widen(x)), tree)
+    return jax.tree.map(lambda x: zeros_like(widen(x)), tree)
 
 
 def accumulate(
-    total: Tree, gradient: Tree, decay: Any, share: Any
+    total: Tree,
+    gradient: Tree,
+    decay: Any,
+    share: Any,
+    axis_name: AxisName | None = None,
 ) -> tuple[Tree, jax.Array]:
     """`decay * total + share * gradient`, and whether the gradient is finite.
 
     One that is not is left out. A sum that has once seen NaN holds it for ever, and
     every climb along it would be zero.
     """
-    finite = once(all_finite(gradient))
+    finite = once(all_finite(gradient, axis_name))
     kept = jnp.where(finite, decay, 1)
 
     def add(old: Any, g: Any) -> Any:
-        return (kept * old + share * jnp.where(finite, widen(g), 0)).astype(old.dtype)
+        dtype = widest_dtype((old, g))
+        factor, part = jnp.asarray(kept, dtype), jnp.asarray(share, dtype)
+        new = jnp.where(finite, jnp.asarray(g, dtype), 0)
+        return (factor * old.astype(dtype) + part * new).astype(old.dtype)
 
     return jax.tree.map(add, total, gradient), finite

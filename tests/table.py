@@ -321,8 +321,10 @@ def _partial_climb(rho, ignore_updates=False):
     return optax_sam.partial_climb(rho, 0.5, ignore_updates=ignore_updates)
 
 
-def _gsam(rho, scan_passes):
-    return optax_sam.gsam(rho, alpha=0.0, scan_passes=scan_passes)
+def _gsam(rho, scan_passes, ignore_updates=False):
+    return optax_sam.gsam(
+        rho, alpha=0.0, scan_passes=scan_passes, ignore_updates=ignore_updates
+    )
 
 
 def _friendly(rho):

@@ -652,6 +652,7 @@ def test_groups_where_types_are_not_checked(in_groups):
     assert_same(grads, oracle(TANH, 16).gradient)
 
 
+@pytest.mark.filterwarnings("ignore:The loss differs between the devices")
 def test_groups_by_chain_are_refused_where_types_are_checked():
     in_groups = by_shard_map(group_by_chain, replica=2, group=4)
     with pytest.raises(ValueError, match=r"along 'group'.*per_device"):
@@ -748,6 +749,7 @@ FULL_BATCH |= {name: FULL_BATCH["unchecked"] for name in ("pmap", "vmap")}
         for recipe, outcome in outcomes.items()
     ],
 )
+@pytest.mark.filterwarnings("ignore:The loss differs between the devices")
 def test_full_batch_recipes(context, recipe, outcome):
     def step(*args):
         return recipe(*args), ()

@@ -19,7 +19,7 @@ PACKAGE = LIBRARY.name
 # no cycle comes of it.
 LEVELS = [
     {"_types"},
-    {"_devices", "_checks", "_trees", "_keys", "_once", "_old_spellings"},
+    {"_devices", "_checks", "_trees", "_keys", "_once", "_old_spellings", "_warn"},
     {"_examples", "_ascent", "_combine", "_when", "_schedules"},
     {"_core"},
     {"_methods"},

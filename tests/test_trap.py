@@ -335,6 +335,7 @@ def naive_function(params, batch):
 @pytest.mark.parametrize(
     "step", [naive_chain, naive_micro_batches, naive_product, naive_function]
 )
+@pytest.mark.filterwarnings("ignore:The loss differs between the devices")
 def test_naive_code_is_refused(step):
     message = r"same on all devices along 'data'.*per_device\(params, 'data'\)"
     with pytest.raises(ValueError, match=message):

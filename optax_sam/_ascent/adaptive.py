@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from optax_sam._ascent.dual import check_ord, dual_vector
 from optax_sam._ascent.radius import climb_by
 from optax_sam._old_spellings import respelt
-from optax_sam._trees import widen
+from optax_sam._trees import cast, matching, path_name, widen, widest_dtype
 from optax_sam._types import Ascent, AxisName, Mask, Rho, Scalar, Tree
 
 
@@ -71,7 +71,8 @@ def adaptive_ascent(
                 "update(gradient, state, params)."
             )
         scale = _sizes(params, eta, mask)
-        scaled = jax.tree.map(lambda t, x: t * widen(x), scale, g)
+        scale, wide = cast((scale, g), widest_dtype((scale, g)))
+        scaled = jax.tree.map(jnp.multiply, scale, wide)
         unit = dual_vector(scaled, ord, params_axis_name)
         return jax.tree.map(jnp.multiply, scale, unit)
 
@@ -86,14 +87,14 @@ def _sizes(params: Tree, eta: Scalar, mask: Mask | None) -> Tree:
         chosen = jax.tree.map(lambda _: chosen, params)
 
     def size(adapt: Any, w: Any) -> jax.Array:
-        return jnp.where(adapt, jnp.abs(widen(w)) + eta, 1).astype(widen(w).dtype)
+        wide = widen(w)
+        return jnp.where(adapt, jnp.abs(wide) + jnp.asarray(eta, wide.dtype), 1)
 
-    return jax.tree.map(size, chosen, params)
+    return jax.tree.map(size, matching(chosen, params), params)
 
 
 def _all_but_biases(params: Tree) -> Tree:
     def adapt(path: tuple[Any, ...], _: Any) -> bool:
-        last = jax.tree_util.keystr(path[-1:], simple=True)
-        return last not in ("bias", "b")
+        return path_name(path).rpartition("/")[2] not in ("bias", "b")
 
     return jax.tree_util.tree_map_with_path(adapt, params)

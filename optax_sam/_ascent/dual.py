@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from optax_sam._checks import known
 from optax_sam._devices import max_over, sum_over
-from optax_sam._trees import dot, once, widen
+from optax_sam._trees import cast, dot, once, widest_dtype
 from optax_sam._types import AxisName, Tree
 
 
@@ -131,9 +131,9 @@ class _Scaled(NamedTuple):
     usable: jax.Array
     largest: jax.Array
 
-    def norm(self) -> jax.Array:
+    def norm(self, axis_name: AxisName | None = None) -> jax.Array:
         """The 2-norm of the scaled tree."""
-        norm: jax.Array = once(_norm(self.tree, 2.0, self.usable, None))
+        norm: jax.Array = once(_norm(self.tree, 2.0, self.usable, axis_name))
         return norm
 
     def unscaled(self, norm: jax.Array) -> jax.Array:
@@ -144,7 +144,7 @@ class _Scaled(NamedTuple):
 
 
 def _scaled(tree: Tree, axis_name: AxisName | None = None) -> _Scaled:
-    wide = jax.tree.map(widen, tree)
+    wide = cast(tree, widest_dtype(tree))
     largest = _largest(wide, axis_name)
     smallest = jnp.finfo(largest.dtype).tiny  # what is below may be zero, or not
     usable = (largest >= smallest) & jnp.isfinite(largest)
@@ -154,10 +154,13 @@ def _scaled(tree: Tree, axis_name: AxisName | None = None) -> _Scaled:
     return _Scaled(scaled, scale, usable, largest)
 
 
-def two_norm(tree: Tree) -> jax.Array:
-    """The 2-norm of the whole tree, in at least float32; NaN where it is not finite."""
-    scaled = _scaled(tree)
-    return scaled.unscaled(scaled.norm())
+def two_norm(tree: Tree, axis_name: AxisName | None = None) -> jax.Array:
+    """The 2-norm of the whole tree, in at least float32; NaN where it is not finite.
+
+    `axis_name`: mesh axes over which the leaves are split by hand.
+    """
+    scaled = _scaled(tree, axis_name)
+    return scaled.unscaled(scaled.norm(axis_name))
 
 
 def norms_and_cosine(a: Tree, b: Tree) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ import optax
 from optax_sam._checks import check_decay, check_weight
 from optax_sam._old_spellings import respelt
 from optax_sam._trees import accumulate, fill, matching, widen, zeros_in_float32
-from optax_sam._types import Ascent, Scalar, Tree
+from optax_sam._types import Ascent, AxisName, Scalar, Tree
 
 
 class FriendlyAscentState(NamedTuple):
@@ -22,7 +22,11 @@ class FriendlyAscentState(NamedTuple):
 
 @respelt
 def friendly_ascent(
-    ascent: Ascent, *, sigma: Scalar = 1.0, decay: Scalar = 0.9
+    ascent: Ascent,
+    *,
+    sigma: Scalar = 1.0,
+    decay: Scalar = 0.9,
+    params_axis_name: AxisName | None = None,
 ) -> Ascent:
     r"""F-SAM's ascent: climb along the gradient less its moving average.
 
@@ -36,6 +40,7 @@ def friendly_ascent(
       ascent: from d to a climb: SAM's `steepest_ascent(rho)`, or any other.
       sigma: how much of the average is taken away; 0 is SAM.
       decay: lambda, the decay of the average, in [0, 1).
+      params_axis_name: as for `steepest_ascent`; give it to `ascent` as well.
 
     Returns:
       An ascent with one copy of the parameters as state (so in the optimizer, or with
@@ -72,7 +77,7 @@ def friendly_ascent(
         )
         climb, inner = ascent.update(noise, state.ascent, params)
         kept = jnp.where(state.step == 0, 0, decay)
-        new, finite = accumulate(average, updates, kept, 1 - kept)
+        new, finite = accumulate(average, updates, kept, 1 - kept, params_axis_name)
         step = jnp.where(finite, optax.safe_increment(state.step), state.step)
         return climb, FriendlyAscentState(fill(new, state.average), step, inner)
 

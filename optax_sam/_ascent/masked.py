@@ -7,6 +7,7 @@ import jax
 import optax
 
 from optax_sam._old_spellings import respelt
+from optax_sam._trees import path_name
 from optax_sam._types import Ascent, Mask, Tree
 
 
@@ -59,13 +60,12 @@ def climb_only(ascent: Ascent, mask: Mask | str) -> Ascent:
 def _matching_paths(pattern: str) -> Any:
     def mask(params: Tree) -> Tree:
         def found(path: tuple[Any, ...], _: Any) -> bool:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            return re.search(pattern, name) is not None
+            return re.search(pattern, path_name(path)) is not None
 
         tree = jax.tree_util.tree_map_with_path(found, params)
         if not any(jax.tree.leaves(tree)):
             paths = [p for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-            names = [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
+            names = [path_name(path) for path in paths]
             raise ValueError(
                 f"No leaf of the parameters matches {pattern!r}, so nothing would "
                 f"climb. Their paths are: {', '.join(names[:20])}"

@@ -1,6 +1,7 @@
 """A climb in a random direction: the control experiment."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,10 +10,11 @@ import optax
 
 from optax_sam._ascent.dual import dual_vector
 from optax_sam._ascent.radius import check_rho, scale_to
+from optax_sam._devices import split_axes
 from optax_sam._keys import own_key
 from optax_sam._old_spellings import respelt
-from optax_sam._trees import once, widen
-from optax_sam._types import Ascent, Rho, Sampler, Tree
+from optax_sam._trees import once, wide_dtype
+from optax_sam._types import Ascent, AxisName, Rho, Sampler, Tree
 
 
 class RandomAscentState(NamedTuple):
@@ -60,7 +62,11 @@ def coarse_uniform(
 
 @respelt
 def random_ascent(
-    rho: Rho, *, key: jax.Array, sampler: Sampler | None = None
+    rho: Rho,
+    *,
+    key: jax.Array,
+    sampler: Sampler | None = None,
+    params_axis_name: AxisName | None = None,
 ) -> Ascent:
     r"""A climb of norm rho in a random direction of the whole tree.
 
@@ -80,6 +86,7 @@ def random_ascent(
         directions are equally likely: the climb has the same norm, mean and
         covariance, and takes longer to draw. (Under `optax.inject_hyperparams` name it
         in `static_args`.)
+      params_axis_name: as for `steepest_ascent`: each device draws its own part.
 
     Returns:
       An ascent whose state holds the key and a counter (so in the optimizer, or with
@@ -111,24 +118,33 @@ def random_ascent(
         updates: Tree, state: RandomAscentState, params: Tree | None = None
     ) -> tuple[Tree, RandomAscentState]:
         like = params if updates is None else updates
-        noise = _noise_like(like, draw, jax.random.fold_in(state.key, state.step))
+        now = jax.random.fold_in(state.key, state.step)
+        noise = _noise_like(like, draw, now, params_axis_name)
         radius = rho(state.step) if callable(rho) else rho
-        climb = scale_to(dual_vector(noise), radius, like)
+        unit = dual_vector(noise, axis_name=params_axis_name)
+        climb = scale_to(unit, radius, like)
         return climb, state._replace(step=optax.safe_increment(state.step))
 
     return optax.GradientTransformation(init, update)
 
 
-def _noise_like(tree: Tree, draw: Sampler, key: jax.Array) -> Tree:
-    """Noise for every leaf, from the key folded with the leaf's number."""
+def _noise_like(
+    tree: Tree, draw: Sampler, key: jax.Array, axis_name: AxisName | None
+) -> Tree:
+    """Noise for every leaf, from the key folded with the leaf's number.
+
+    A part of a leaf that is split has a key of its own.
+    """
     leaves, structure = jax.tree.flatten(tree)
     alike: dict[Any, list[int]] = {}
     for i, x in enumerate(leaves):
-        alike.setdefault((jnp.shape(x), widen(x).dtype), []).append(i)
+        kind = jnp.shape(x), wide_dtype(x), split_axes(x, axis_name)
+        alike.setdefault(kind, []).append(i)
     drawn: list[Any] = [None] * len(leaves)
     # Leaves of one shape side by side: a generator for each takes long to compile.
-    for (shape, dtype), numbers in alike.items():
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(numbers))
+    for (shape, dtype, axes), numbers in alike.items():
+        own = jax.random.fold_in(key, jax.lax.axis_index(axes)) if axes else key
+        keys = jax.vmap(partial(jax.random.fold_in, own))(jnp.asarray(numbers))
         # Drawn once: XLA would draw anew for the norm, and again for the climb.
         rows = once(jax.vmap(lambda k, s=shape, d=dtype: draw(k, s, d))(keys))
         for i, row in zip(numbers, rows, strict=True):

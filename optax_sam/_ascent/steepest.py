@@ -54,11 +54,16 @@ def steepest_ascent(
     return climb_by(rho, lambda g, params: dual_vector(g, ord, params_axis_name))
 
 
-def steepest_unless(ascent: Ascent | None, rho: Rho | None) -> Ascent:
+def steepest_unless(
+    ascent: Ascent | None, rho: Rho | None, params_axis_name: AxisName | None = None
+) -> Ascent:
     """The ascent that was given, or SAM's with this rho (`None` is 0.05)."""
     if ascent is not None and rho is not None:
         raise ValueError(
             "Both rho and ascent were given, but an ascent has its own radius. Leave "
             "rho out: ascent=adaptive_ascent(rho=0.5)."
         )
-    return steepest_ascent(0.05 if rho is None else rho) if ascent is None else ascent
+    if ascent is not None:
+        return ascent
+    radius = 0.05 if rho is None else rho
+    return steepest_ascent(radius, params_axis_name=params_axis_name)

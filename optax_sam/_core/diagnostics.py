@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam._ascent.dual import norms_and_cosine, two_norm
+from optax_sam._trees import widest_dtype
 from optax_sam._types import Tree
 
 
@@ -17,7 +18,8 @@ class Diagnostics(NamedTuple):
 
     Attributes:
       loss: L(w), the loss at the parameters, where the step made that pass or was
-        given `value=`; it is NaN otherwise, as is sharpness.
+        given `value=`; it is NaN otherwise, as is sharpness. (Under `jax.debug_nans`,
+        which stops at every NaN, an infinity stands for what is not known.)
       climbed_loss: L(w + climb).
       sharpness: climbed_loss - loss. Negative: the climb was no climb.
       grad_norm: norm of the clean gradient; NaN where none was taken, as is cosine.
@@ -43,7 +45,8 @@ class Diagnostics(NamedTuple):
 
 def no_diagnostics(params: Tree) -> Diagnostics:
     """Those of a training that has not begun: zeros."""
-    seen = dict.fromkeys(Diagnostics._fields, no_loss(params))
+    # An array for each, since a state may be donated.
+    seen = {name: no_loss(params) for name in Diagnostics._fields}
     return Diagnostics(**seen | {"num_gradients": jnp.zeros([], jnp.int32)})
 
 
@@ -63,8 +66,8 @@ def diagnose(
     def scalar(x: Any) -> jax.Array:
         return jnp.asarray(x, loss_dtype(params))
 
-    loss: Any = jnp.nan if clean is None else clean.value
-    seen: Any = jnp.nan, two_norm(last.gradient), jnp.nan
+    loss: Any = unknown() if clean is None else clean.value
+    seen: Any = unknown(), two_norm(last.gradient), unknown()
     if clean is not None:
         seen = norms_and_cosine(clean.gradient, last.gradient)
     grad_norm, climbed_grad_norm, cosine = seen
@@ -80,6 +83,12 @@ def diagnose(
     )
 
 
+def unknown() -> float:
+    """What stands for a number that no pass has shown."""
+    # jax.debug_nans stops at every NaN, also at one that says so on purpose.
+    return jnp.inf if jax.config.jax_debug_nans else jnp.nan
+
+
 def loss_dtype(params: Tree) -> Any:
     """The dtype that losses are kept in: that of the parameters, or float32."""
-    return jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+    return widest_dtype(params)

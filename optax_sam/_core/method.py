@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam._checks import check_whole
+from optax_sam._checks import check_ascent, check_whole
 from optax_sam._core.diagnostics import no_loss
 from optax_sam._core.passes import ClimbOf, Passes, add_climb
 from optax_sam._trees import cast, matching
@@ -92,6 +92,7 @@ def climbing(
 
     Reference: Foret et al. 2021, algorithm 1, arXiv:2010.01412.
     """
+    check_ascent(ascent)
     steps = number_of(num_steps)
 
     def local(passes: Passes, state: Any, climbs: Any) -> Seen:

@@ -8,11 +8,19 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam._ascent.dual import two_norm
-from optax_sam._checks import check_pair, check_scalar, warn
+from optax_sam._checks import check_pair, check_scalar
 from optax_sam._core.diagnostics import Diagnostics, diagnose
-from optax_sam._devices import vary_like, vary_with
-from optax_sam._trees import cast, cast_like, fill, matching, widen
+from optax_sam._devices import vary_like, vary_with, warn_of_sums
+from optax_sam._trees import (
+    cast,
+    cast_like,
+    fill,
+    matching,
+    wide_dtype,
+    widest_dtype,
+)
 from optax_sam._types import Tree
+from optax_sam._warn import warn
 from optax_sam._when import choose
 
 #: `loss(params, examples)`: a scalar, or `(scalar, aux)`.
@@ -72,6 +80,7 @@ class Passes:
     def at(self, point: Tree, like: Tree = None) -> Evaluation:
         """The pass at another point, its gradient in the dtypes of `like`, if given."""
         (value, aux), gradient = jax.value_and_grad(self.out, has_aux=True)(point)
+        warn_of_sums(value, gradient)
         if like is not None:
             gradient = cast_like(gradient, like)
         return Evaluation(value, gradient, aux)
@@ -147,7 +156,9 @@ class Passes:
     def distance(self, point: Tree) -> jax.Array:
         """How far from the parameters a point is."""
         here = matching(self.params, point)
-        return two_norm(jax.tree.map(lambda q, p: widen(q) - widen(p), point, here))
+        dtype = widest_dtype((point, here))
+        point, here = cast((point, here), dtype)
+        return two_norm(jax.tree.map(jnp.subtract, point, here))
 
     def report(
         self, clean: Evaluation | None, last: Evaluation, distance: Any, count: Any
@@ -166,13 +177,19 @@ def add_climb(params: Tree, climb: Tree, like: Tree, climb_dtype: Any = None) ->
     if climb_dtype is None:
         _warn_of_half_precision(params)
     start = cast(params, climb_dtype)
-    moved = jax.tree.map(lambda p, e: (p + e).astype(p.dtype), start, climb)
+    moved = jax.tree.map(_add, start, climb)
     return vary_like(moved, like)
 
 
+def _add(p: Any, e: Any) -> jax.Array:
+    """The sum, rounded once."""
+    dtype = widest_dtype((p, e))
+    total = jnp.asarray(p, dtype) + jnp.asarray(e, dtype)
+    return total.astype(jnp.result_type(p))
+
+
 def _warn_of_half_precision(params: Tree) -> None:
-    half = (jnp.bfloat16, jnp.float16)
-    if any(jnp.result_type(x) in half for x in jax.tree.leaves(params)):
+    if any(wide_dtype(x) != jnp.result_type(x) for x in jax.tree.leaves(params)):
         warn(
             "SAM climbs from parameters stored in half precision, where most of a "
             "small climb is rounded away: SAM then does little or nothing. Hold the "

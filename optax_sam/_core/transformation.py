@@ -11,12 +11,13 @@ from jax.sharding import Mesh
 
 from optax_sam import _devices
 from optax_sam._checks import check_holes, check_leaves, check_pair
-from optax_sam._core.diagnostics import Diagnostics, no_diagnostics
+from optax_sam._core.diagnostics import Diagnostics, no_diagnostics, unknown
 from optax_sam._core.method import Method, Seen
 from optax_sam._core.passes import Evaluation, Passes
 from optax_sam._core.scanned import ScannedPasses
 from optax_sam._examples.averaging import SubBatches
 from optax_sam._examples.sub_batches import Parts
+from optax_sam._keys import fresh_keys
 from optax_sam._old_spellings import refuse
 from optax_sam._once import CompiledOnce
 from optax_sam._trees import cast_like
@@ -134,7 +135,7 @@ class Step:
         point: Tree,
         examples: Tree,
     ) -> Any:
-        out = given.call(loss_fn, point, examples, rest)
+        out = given.call(loss_fn, point, *fresh_keys((examples, rest)))
         if self.sub_batches.axis_name is not None:
             value, _ = check_pair(out, given.has_aux)
             _devices.refuse_averaged_value(value, self.sub_batches.axis_name)
@@ -145,7 +146,7 @@ def _running(old: Diagnostics | None, report: Any) -> Diagnostics | None:
     """The report of this step, with the gradients of all steps."""
     if old is None:
         return None
-    count = jnp.asarray(old.num_gradients + report.num_gradients, jnp.int32)
+    count = old.num_gradients + jnp.asarray(report.num_gradients, jnp.int32)
     seen: Diagnostics = report._replace(num_gradients=count)
     return seen
 
@@ -247,9 +248,12 @@ def transformation(
             _check_none(updates, params, ignore_updates)
             updates = None
         clean = _clean_pass(updates, params, value, axis_name)
-        out = step(value_fn, Given(params, batch, None, clean, call), state)
-        return out[:2]
+        return step(value_fn, Given(params, batch, None, clean, call), state)[:2]
 
+    return _with_step(update, step)
+
+
+def _with_step(update: Callable[..., Any], step: Step) -> SharpnessAware:
     made = SharpnessAware(step.init, update)
     made.step = step
     return made
@@ -312,4 +316,4 @@ def _clean_pass(
         return None
     if axis_name is not None:
         _devices.refuse_unvarying(updates, axis_name, "gradient")
-    return Evaluation(jnp.nan if value is None else value, updates)
+    return Evaluation(unknown() if value is None else value, updates)

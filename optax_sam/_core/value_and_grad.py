@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from optax_sam._checks import check_leaves
+from optax_sam._checks import check_ascent, check_leaves
 from optax_sam._core.method import (
     Method,
     Seen,
@@ -17,6 +17,7 @@ from optax_sam._core.method import (
 )
 from optax_sam._core.passes import Evaluation, Passes
 from optax_sam._core.scanned import ScannedPasses
+from optax_sam._keys import fresh_keys
 from optax_sam._once import CompiledOnce
 from optax_sam._types import Ascent, Combine, Tree, When
 from optax_sam._when import check_when, choose, decide, known_in_python
@@ -88,24 +89,16 @@ def value_and_grad(
       `second_order`.
     """
     check_when(when)
-    if callable(when):
-        raise TypeError(
-            "value_and_grad keeps no count of steps, so `when` must be a bool: "
-            "value_and_grad(loss_fn, ascent, when=step % 5 == 0) inside the training "
-            "step, or stateful_value_and_grad(loss_fn, sam(rho, when=every_k(5)))."
-        )
-    if scan_passes and second_order:
-        raise ValueError(
-            "second_order=True differentiates the second pass through the first, so "
-            "the two cannot be trips of one loop. Leave scan_passes out."
-        )
+    check_ascent(ascent)
+    _refuse_options(when, scan_passes and second_order)
     make_passes = ScannedPasses if scan_passes else Passes
     make = through_the_climb if second_order else climbing
     method = make(ascent, combine, num_steps=num_steps, climb_dtype=climb_dtype)
 
     def run(loss_fn: Callable[..., Any], params: Tree, args: Any, kwargs: Any) -> Any:
         def loss(point: Tree, _: Tree) -> Any:
-            return loss_fn(point, *args, **kwargs)
+            some, named = fresh_keys((args, kwargs))
+            return loss_fn(point, *some, **named)
 
         passes = make_passes(loss, params, has_aux=has_aux, watched=diagnostics)
         seen = method.local(passes, ascent.init(params), decide(when, None))
@@ -121,6 +114,20 @@ def value_and_grad(
         return step(loss_fn, params, args, kwargs)
 
     return sam_value_and_grad
+
+
+def _refuse_options(when: When, two_orders_in_a_loop: bool) -> None:
+    if callable(when):
+        raise TypeError(
+            "value_and_grad keeps no count of steps, so `when` must be a bool: "
+            "value_and_grad(loss_fn, ascent, when=step % 5 == 0) inside the training "
+            "step, or stateful_value_and_grad(loss_fn, sam(rho, when=every_k(5)))."
+        )
+    if two_orders_in_a_loop:
+        raise ValueError(
+            "second_order=True differentiates the second pass through the first, so "
+            "the two cannot be trips of one loop. Leave scan_passes out."
+        )
 
 
 def through_the_climb(

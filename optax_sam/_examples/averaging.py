@@ -15,7 +15,7 @@ from optax_sam._examples.sub_batches import (
     batch_size,
     count_sub_batches,
 )
-from optax_sam._keys import fold_keys, is_lone_key
+from optax_sam._keys import fold_keys, is_lone_key, warn_of_raw_keys
 from optax_sam._trees import fill, partition
 from optax_sam._types import AxisName, Tree
 
@@ -100,6 +100,7 @@ class SubBatches:
         """
         if self.whole:
             return part(params, batch, rest)
+        warn_of_raw_keys(rest)
         lone = jax.tree.map(lambda x: own_keys and is_lone_key(x), batch)
         examples, lone_keys = partition(batch, lone)
         whole = params, rest, lone_keys
@@ -108,10 +109,15 @@ class SubBatches:
             return self._local(part, mean, examples, whole)
 
         if self.mesh is None:
-            _devices.refuse_explicit(examples, "microbatch_size=")
+            self._check_cut(examples)
             return local(examples, whole)
         _devices.check_mesh(self.mesh, self.names, batch_size(examples))
         return Parts(*_devices.enter(local, self.mesh, self.names)(examples, whole))
+
+    def _check_cut(self, examples: Tree) -> None:
+        if self.microbatch_size is not None:
+            batch_size(examples)
+            _devices.refuse_explicit(examples, "microbatch_size=")
 
     def _local(self, part: Part, mean: Mean, examples: Tree, whole: Any) -> Parts:
         """The average over this device's sub-batches, and then over the devices."""

@@ -1,9 +1,11 @@
 """A part of each sub-batch: for the climb, or for the descent."""
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from optax_sam._checks import known
 from optax_sam._devices import refuse_explicit
@@ -33,9 +35,11 @@ def part_of(examples: Tree, fraction: float) -> int:
             "state, params, value_fn=loss_fn, batch=batch), with loss_fn(params, "
             "batch)."
         )
+    size = count(examples)
     if fraction < 1:
         refuse_explicit(examples, "taking a part of it")
-    return math.ceil(fraction * count(examples))
+    # As it is written: 0.07 of 100 examples are 7, though 0.07 * 100 is a little more.
+    return math.ceil(Fraction(str(float(fraction))) * size)
 
 
 def count(batch: Tree) -> int:
@@ -45,4 +49,4 @@ def count(batch: Tree) -> int:
 
 def take(batch: Tree, rows: Any) -> Tree:
     """These rows of every leaf of the batch; single random keys stay."""
-    return jax.tree.map(lambda x: x if is_lone_key(x) else x[rows], batch)
+    return jax.tree.map(lambda x: x if is_lone_key(x) else jnp.asarray(x)[rows], batch)

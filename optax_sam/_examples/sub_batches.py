@@ -1,10 +1,12 @@
 """Sub-batches: cut the batch, tell their random keys apart, loop, average."""
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optax_sam._devices import zeros
 from optax_sam._trees import keystr, widen
@@ -32,6 +34,8 @@ def spread(prefix: Any, aux: list[Any]) -> Tree:
 def batch_size(examples: Tree) -> int:
     """The leading size that all leaves of the batch share."""
     leaves = jax.tree_util.tree_leaves_with_path(examples)
+    for path, x in leaves:
+        _refuse_no_array(path, x)
     sizes = {keystr(path): jnp.shape(x)[:1] for path, x in leaves}
     if not sizes:
         raise ValueError(
@@ -45,7 +49,23 @@ def batch_size(examples: Tree) -> int:
             f"examples, but they have {listed}. What belongs to no single example "
             f"goes into an argument outside batch_argnums."
         )
-    return next(iter(sizes.values()))[0]
+    (size,) = next(iter(sizes.values()))
+    if size == 0:
+        raise ValueError(
+            "The batch has no examples, so there is no loss to climb. Leave empty "
+            "batches out of the training."
+        )
+    return size
+
+
+def _refuse_no_array(path: Any, x: Any) -> None:
+    if not isinstance(x, (jax.Array, np.ndarray, np.generic, numbers.Number)):
+        raise TypeError(
+            f"The batch leaf {keystr(path) or '(the root)'} is a {type(x).__name__}, "
+            f"which has no examples to take a part of. Pass it to the loss outside of "
+            f"the batch (another argument, or a closure); a class of your own becomes "
+            f"a tree of arrays by jax.tree_util.register_dataclass."
+        )
 
 
 def count_sub_batches(size: int, microbatch_size: int | None, at_once: int) -> int:

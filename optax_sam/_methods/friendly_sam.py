@@ -7,7 +7,7 @@ from optax_sam._ascent.steepest import steepest_unless
 from optax_sam._core.options import ClimbOptions, product
 from optax_sam._core.sharpness_aware import sharpness_aware
 from optax_sam._core.transformation import SharpnessAware
-from optax_sam._types import Ascent, Rho, Scalar
+from optax_sam._types import Ascent, AxisName, Rho, Scalar
 
 
 @product
@@ -17,6 +17,7 @@ def friendly_sam(
     decay: Scalar = 0.9,
     *,
     ascent: Ascent | None = None,
+    params_axis_name: AxisName | None = None,
     **options: Unpack[ClimbOptions],
 ) -> SharpnessAware:
     r"""F-SAM: climb along the gradient less its moving average.
@@ -25,7 +26,7 @@ def friendly_sam(
               d = g - \sigma m
 
     Args:
-      rho, sigma, decay, ascent: as for `friendly_ascent`.
+      rho, sigma, decay, ascent, params_axis_name: as for `friendly_ascent`.
       when, diagnostics, has_aux, num_steps, climb_dtype, scan_passes, ignore_updates,
         microbatch_size, axis_name, mesh, at_once, unroll: as for `sharpness_aware`.
 
@@ -47,7 +48,10 @@ def friendly_sam(
 
     Reference: Li et al. 2024, "Friendly Sharpness-Aware Minimization", algorithm 1.
     """
-    return sharpness_aware(
-        friendly_ascent(steepest_unless(ascent, rho), sigma=sigma, decay=decay),
-        **options,
+    friendly = friendly_ascent(
+        steepest_unless(ascent, rho, params_axis_name),
+        sigma=sigma,
+        decay=decay,
+        params_axis_name=params_axis_name,
     )
+    return sharpness_aware(friendly, **options)

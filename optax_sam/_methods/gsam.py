@@ -7,7 +7,7 @@ from optax_sam._combine import surrogate_gap
 from optax_sam._core.options import ClimbOptions, product
 from optax_sam._core.sharpness_aware import sharpness_aware
 from optax_sam._core.transformation import SharpnessAware
-from optax_sam._types import Ascent, Rho, Scalar
+from optax_sam._types import Ascent, AxisName, Rho, Scalar
 
 
 @product
@@ -16,6 +16,7 @@ def gsam(
     alpha: Scalar = 0.4,
     *,
     ascent: Ascent | None = None,
+    params_axis_name: AxisName | None = None,
     **options: Unpack[ClimbOptions],
 ) -> SharpnessAware:
     r"""GSAM: SAM that also steps down the surrogate gap.
@@ -28,6 +29,7 @@ def gsam(
         `rho=proportional_rho(learning_rate, ...)`.
       alpha: weight of g_perp; 0 is SAM. The paper: 0.4 for ViTs, 0.01 for ResNets.
       ascent: climb by this ascent instead of SAM's; then leave `rho` out.
+      params_axis_name: as for `steepest_ascent`: for parameters split by hand.
       when, diagnostics, has_aux, num_steps, climb_dtype, scan_passes, ignore_updates,
         microbatch_size, axis_name, mesh, at_once, unroll: as for `sharpness_aware`.
 
@@ -50,7 +52,7 @@ def gsam(
       Sharpness-Aware Training", algorithm 1.
     """
     return sharpness_aware(
-        steepest_unless(ascent, rho),
-        combine=surrogate_gap(alpha),
+        steepest_unless(ascent, rho, params_axis_name),
+        combine=surrogate_gap(alpha, params_axis_name=params_axis_name),
         **options,
     )

@@ -13,9 +13,9 @@ from optax_sam._core.method import Method, Seen, advance, climbing
 from optax_sam._core.options import Options, product
 from optax_sam._core.passes import Passes
 from optax_sam._core.transformation import SharpnessAware, transformation
-from optax_sam._devices import refuse_diverging
+from optax_sam._devices import refuse_diverging, zeros_like
 from optax_sam._trees import add_scaled, cast_like, dot, fill, matching
-from optax_sam._types import Ascent, Rho, Scalar, Tree
+from optax_sam._types import Ascent, AxisName, Rho, Scalar, Tree
 from optax_sam._when import both, choose, every_k
 
 
@@ -33,6 +33,7 @@ def look_sam(
     alpha: Scalar = 0.3,
     *,
     ascent: Ascent | None = None,
+    params_axis_name: AxisName | None = None,
     per_leaf: bool = False,
     num_steps: int | None = None,
     climb_dtype: Any = None,
@@ -62,6 +63,7 @@ def look_sam(
         on validation images there, and within 0.3 points of the best on the other
         task of `benchmarks/which_method.py`.
       ascent: climb by this ascent instead of SAM's; then leave `rho` out.
+      params_axis_name: as for `steepest_ascent`: for parameters split by hand.
       per_leaf: project and rescale leaf by leaf, as most published code does; the
         paper's formula takes the whole tree at once. With it 1e-8 is added to the
         norm of g_v, as there.
@@ -93,17 +95,14 @@ def look_sam(
     Reference: Liu et al. 2022, "Towards Efficient and Scalable Sharpness-Aware
       Minimization", algorithm 1.
     """
-    ascent = steepest_unless(ascent, rho)
+    ascent, axes = steepest_unless(ascent, rho, params_axis_name), params_axis_name
     sam = climbing(
         ascent, num_steps=num_steps, climb_dtype=climb_dtype, keep_clean=True
     )
-    over = _leaf_by_leaf if per_leaf else _whole_tree
-    # Published code that works leaf by leaf adds this to the norm of the stored part;
-    # a leaf where next to nothing is stored is then hardly pushed.
-    as_long_as = partial(_as_long_as, epsilon=1e-8 if per_leaf else 0.0)
+    what_it_lacks, as_long_as = _parts(per_leaf, axes)
 
     def init(params: Tree) -> LookSAMState:
-        return LookSAMState(jax.tree.map(jnp.zeros_like, params), sam.init(params))
+        return LookSAMState(jax.tree.map(zeros_like, params), sam.init(params))
 
     def local(passes: Passes, state: LookSAMState, climbs: Any) -> Seen:
         return sam.local(passes, state.ascent, climbs)
@@ -116,11 +115,11 @@ def look_sam(
         refuse_diverging(reused, seen.gradient)
 
         def look() -> tuple[Tree, Tree]:
-            found = over(_what_it_lacks, seen.gradient, seen.clean)
+            found = what_it_lacks(seen.gradient, seen.clean)
             return seen.gradient, cast_like(found, reused)
 
         def reuse() -> tuple[Tree, Tree]:
-            push = over(as_long_as, reused, seen.gradient)
+            push = as_long_as(reused, seen.gradient)
             return add_scaled(seen.gradient, push, alpha), reused
 
         gradient, kept = choose(climbs, look, reuse)
@@ -128,39 +127,48 @@ def look_sam(
         return gradient, LookSAMState(fill(kept, state.reused), inner)
 
     options["when"] = both(options.get("when"), every_k(k))
-    return transformation(
-        Method(init, local, finish), scan_passes=scan_passes, **options
-    )
+    method = Method(init, local, finish)
+    return transformation(method, scan_passes=scan_passes, **options)
 
 
-def _whole_tree(function: Any, a: Tree, b: Tree) -> Tree:
-    return function(a, b)
+def _parts(per_leaf: bool, axis_name: AxisName | None) -> tuple[Any, Any]:
+    """What is kept of a climb, and how long it is when reused: of all, or each leaf."""
+    what_it_lacks = partial(_what_it_lacks, axis_name=axis_name)
+    # Published code that works leaf by leaf adds this to the norm of the stored part;
+    # a leaf where next to nothing is stored is then hardly pushed.
+    epsilon = 1e-8 if per_leaf else 0.0
+    as_long_as = partial(_as_long_as, epsilon=epsilon, axis_name=axis_name)
+    if not per_leaf:
+        return what_it_lacks, as_long_as
+    return partial(jax.tree.map, what_it_lacks), partial(jax.tree.map, as_long_as)
 
 
-def _leaf_by_leaf(function: Any, a: Tree, b: Tree) -> Tree:
-    return jax.tree.map(function, a, b)
-
-
-def _what_it_lacks(climbed: Tree, clean: Tree) -> Tree:
+def _what_it_lacks(
+    climbed: Tree, clean: Tree, *, axis_name: AxisName | None = None
+) -> Tree:
     """The part of the climbed gradient orthogonal to the clean one.
 
     What is left of parallel gradients is rounding, which reuse would blow up to
     alpha * |g|: it counts as zero.
     """
-    part = orthogonal_part(climbed, clean)
-    length, whole = dot(part, part), dot(climbed, climbed)
+    part = orthogonal_part(climbed, clean, axis_name)
+    length = dot(part, part, axis_name)
+    whole = dot(climbed, climbed, axis_name)
 
     def keep(v: jax.Array, s: jax.Array) -> jax.Array:
         rounding = 64 * jnp.finfo(s.dtype).eps
-        return jnp.where(length > rounding**2 * whole, v, 0)
+        return jnp.where(length > jnp.asarray(rounding**2, whole.dtype) * whole, v, 0)
 
     return jax.tree.map(keep, part, climbed)
 
 
-def _as_long_as(tree: Tree, other: Tree, *, epsilon: float) -> Tree:
+def _as_long_as(
+    tree: Tree, other: Tree, *, epsilon: float, axis_name: AxisName | None = None
+) -> Tree:
     """The tree, rescaled to the norm of the other; zero stays zero."""
-    unit, length = dual_vector(tree), two_norm(other)
+    unit = dual_vector(tree, axis_name=axis_name)
+    length = two_norm(other, axis_name)
     if epsilon:
-        norm = two_norm(tree)
+        norm = two_norm(tree, axis_name)
         length = length / (1 + epsilon / jnp.where(norm > 0, norm, 1))
     return jax.tree.map(lambda u: length.astype(u.dtype) * u, unit)

@@ -12,7 +12,7 @@ from optax_sam._core.options import Options, product
 from optax_sam._core.passes import Passes
 from optax_sam._core.transformation import SharpnessAware, transformation
 from optax_sam._trees import accumulate, zeros_in_float32
-from optax_sam._types import Ascent, Rho, Scalar, Tree
+from optax_sam._types import Ascent, AxisName, Rho, Scalar, Tree
 
 
 class MomentumSAMState(NamedTuple):
@@ -28,6 +28,7 @@ def momentum_sam(
     *,
     decay: Scalar = 0.9,
     ascent: Ascent | None = None,
+    params_axis_name: AxisName | None = None,
     climb_dtype: Any = None,
     **options: Unpack[Options],
 ) -> SharpnessAware:
@@ -45,6 +46,7 @@ def momentum_sam(
         networks trained on CIFAR, far above SAM's, and 0 during warm-up).
       decay: mu; with SGD as the optimizer, its momentum.
       ascent: climb along -v by this ascent instead of SAM's; then leave `rho` out.
+      params_axis_name: as for `steepest_ascent`: for parameters split by hand.
       climb_dtype, when, diagnostics, has_aux, ignore_updates, microbatch_size,
         axis_name, mesh, at_once, unroll: as for `sharpness_aware`. The climb is the
         same for all sub-batches and devices; where `when` says no, the one pass is
@@ -77,7 +79,7 @@ def momentum_sam(
       Computational Overhead", algorithm 1.
     """
     check_decay("decay", decay)
-    ascent = steepest_unless(ascent, rho)
+    ascent = steepest_unless(ascent, rho, params_axis_name)
 
     def init(params: Tree) -> MomentumSAMState:
         return MomentumSAMState(zeros_in_float32(params), ascent.init(params))
@@ -93,7 +95,9 @@ def momentum_sam(
         state: MomentumSAMState, seen: Seen, climbs: Any, params: Tree
     ) -> tuple[Tree, MomentumSAMState]:
         del climbs
-        momentum, _ = accumulate(state.momentum, seen.gradient, decay, 1)
+        momentum, _ = accumulate(
+            state.momentum, seen.gradient, decay, 1, params_axis_name
+        )
         inner = advance(ascent, state.ascent, seen.gradient, params)
         return seen.gradient, MomentumSAMState(momentum, inner)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam._ascent.steepest import steepest_unless
+from optax_sam._core.diagnostics import unknown
 from optax_sam._core.method import (
     Method,
     Seen,
@@ -91,7 +92,7 @@ def partial_climb(
         few, point = choose(climbs, climb, stay)
         last = passes.at(point, few)
         clean = choose(climbs, lambda: few, lambda: last.gradient)
-        seen = Evaluation(jnp.nan, clean)
+        seen = Evaluation(unknown(), clean)
         report = passes.show(seen, last, point, 1 + jnp.asarray(climbs, int))
         kept = clean if has_state(state) else None
         return Seen(last.value, last.gradient, kept, last.aux, report)

@@ -9,7 +9,7 @@ from optax_sam._core.method import Method, Seen, finish_by, one_pass, reporting
 from optax_sam._core.options import Options, product
 from optax_sam._core.passes import Passes
 from optax_sam._core.transformation import SharpnessAware, transformation
-from optax_sam._types import Rho, Sampler, Tree
+from optax_sam._types import AxisName, Rho, Sampler, Tree
 
 
 @product
@@ -18,6 +18,7 @@ def random_perturbation(
     *,
     key: jax.Array,
     sampler: Sampler | None = None,
+    params_axis_name: AxisName | None = None,
     climb_dtype: Any = None,
     **options: Unpack[Options],
 ) -> SharpnessAware:
@@ -34,7 +35,7 @@ def random_perturbation(
         A number, a traced scalar or a schedule of the step.
       key: a JAX random key; step t draws from `fold_in(key, t)`, every sub-batch its
         own.
-      sampler: draws z, as for `random_ascent`.
+      sampler, params_axis_name: as for `random_ascent`.
       climb_dtype, when, diagnostics, has_aux, ignore_updates, microbatch_size,
         axis_name, mesh, at_once, unroll: as for `sharpness_aware`.
 
@@ -58,7 +59,9 @@ def random_perturbation(
 
     Reference: Foret et al. 2021, appendix C.5 (adversarial against random).
     """
-    ascent = random_ascent(rho, key=key, sampler=sampler)
+    ascent = random_ascent(
+        rho, key=key, sampler=sampler, params_axis_name=params_axis_name
+    )
 
     def local(passes: Passes, state: Any, climbs: Any) -> Seen:
         def climb() -> Tree:

@@ -181,10 +181,18 @@ def _smooth(
         sigma = jnp.where(flat, jnp.where(size > 0, size, 1), high - low) / 100
     else:
         sigma = jnp.asarray(width, nodes.dtype)
-    grid = jnp.linspace(low - 5 * sigma, high + 5 * sigma, num_points)
+    grid, step = jnp.linspace(
+        low - 5 * sigma, high + 5 * sigma, num_points, retstep=True
+    )
+
+    def below(t: jax.Array) -> jax.Array:
+        return jax.scipy.stats.norm.cdf(t, nodes, sigma)
 
     def at(t: jax.Array) -> jax.Array:
         peaks = jax.scipy.stats.norm.pdf(t, nodes, sigma)
+        # A peak that is finer than the grid could fall between its points.
+        cell = (below(t + step / 2) - below(t - step / 2)) / step
+        peaks = jnp.where(sigma < step, cell, peaks)
         return jnp.mean(jnp.sum(weights * peaks, axis=1))
 
     return SpectralDensity(grid, jax.lax.map(at, grid), nodes, weights)
