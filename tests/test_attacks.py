@@ -281,6 +281,12 @@ def test_what_a_descent_in_place_of_a_climb_looks_like():
     tx, w = optax_sam.sharpness_aware(optax.sgd(0.05), diagnostics=True), params()
     _, state = tx.update(None, tx.init(w), w, value_fn=loss, batch=BATCH)
     assert state.diagnostics.sharpness < 0
+    behind = optax.chain(optax.adam(1e-2), optax_sam.sam(0.1, diagnostics=True))
+    value, grads = jax.value_and_grad(loss)(w, BATCH)
+    _, state = behind.update(
+        grads, behind.init(w), w, value_fn=loss, batch=BATCH, value=value
+    )
+    assert optax.tree.get(state, "sharpness") < 0
     _, state = two_steps("sam", w, diagnostics=True)
     assert state.diagnostics.sharpness > 0
 

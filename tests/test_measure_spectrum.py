@@ -233,6 +233,13 @@ def test_density_of_a_single_value(value):
     np.testing.assert_allclose(peak, value, atol=1e-2)
 
 
+@pytest.mark.parametrize("width", [1e-6, 1e-3, 0.3])
+def test_density_finer_than_its_grid_has_the_mass_of_one(width, x64):
+    spectrum = density_of(jnp.linspace(0.0, 1.0, 20), width=width)
+    step = spectrum.grid[1] - spectrum.grid[0]
+    np.testing.assert_allclose(np.sum(spectrum.density) * step, 1, rtol=2e-3)
+
+
 @pytest.mark.slow
 def test_density_against_all_eigenvalues(x64):
     """Moments, the mass, and the smoothed density itself."""

@@ -28,7 +28,9 @@ def sharpness_aware(
     Args:
       ascent: from a gradient to a climb, e.g. `steepest_ascent(rho)`. It must climb: an
         optimizer (`optax.sgd(0.1)`), whose updates point downhill, descends here
-        without a word, and diagnostics show a negative sharpness.
+        without a word, and diagnostics show a negative sharpness. So they do where
+        an optimizer stands in front of SAM, `optax.chain(optax.adam(1e-3), sam(rho))`:
+        SAM comes first.
       combine: a function of the clean and the climbed gradient that gives the one
         to return; `None` is the climbed one.
       num_steps: how many steps the climb takes, of rho / num_steps each (`None` is
