@@ -185,6 +185,7 @@ class TestKeras:
         assert_close(new[0], expected)
         assert_close(logs["loss"], loss)
         assert_close(new[1], others)
+        assert_close(new[3][:2], [32 * loss, jnp.float32(32)])  # one batch was seen
 
     def test_statistics_and_seeds_move_once(self, keras_names):
         keras, (x, y) = keras_names["keras"], keras_names["batches"][0]
@@ -255,6 +256,22 @@ class TestKeras:
         every_leaf, _ = ascent.update(grads, ascent.init(state[0]), state[0])
         assert_same_bits(without_mask, every_leaf)
         assert_different(without_mask, given)
+
+    def test_a_regular_expression_sees_numbers(self, keras_names):
+        keras = keras_names["keras"]
+        model = fresh(keras_names, keras_names["SAMModel"], keras.optimizers.SGD(0.1))
+        params = state_of(model)[0]
+        ascent = optax_sam.steepest_ascent(0.05)
+        with pytest.raises(ValueError, match="No leaf"):
+            optax_sam.climb_only(ascent, "kernel").init(params)
+        mask = [v.name == "kernel" for v in model.trainable_variables]
+        assert sum(mask) == 2
+        optax_sam.climb_only(ascent, mask).init(params)
+
+    def test_an_optax_optimizer_is_none_of_keras(self, keras_names):
+        model = keras_names["SAMModel"](*keras_names["layers"]())
+        with pytest.raises((TypeError, ValueError)):
+            model.compile(optimizer=optax.chain(optax_sam.sam(0.05), optax.sgd(0.1)))
 
     def test_asam_trains(self, keras_names):
         keras, batch = keras_names["keras"], keras_names["batches"][0]
