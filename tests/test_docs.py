@@ -10,7 +10,8 @@ import optax_sam
 
 DOCS = Path(__file__).parent.parent / "docs"
 ALREADY_IMPORTED = {"faults.md": {"optax": optax, "optax_sam": optax_sam}}
-RUN_ELSEWHERE = {"frameworks.md"}  # chapter by chapter, in test_frameworks.py
+# Chapter by chapter, in test_frameworks.py and test_trainers.py.
+RUN_ELSEWHERE = {"frameworks.md", "trainers.md"}
 PAGES = {page.name for page in DOCS.glob("*.md") if pages.blocks(page)}
 
 

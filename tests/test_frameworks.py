@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pages
 import pytest
 from flax import nnx
 
@@ -26,23 +27,7 @@ RHO = 0.05  # as on the page, and so are the constants in `descend`
 @functools.cache
 def after(chapter):
     """The names that exist after each block of a chapter, by the block's heading."""
-    intro, *others = re.split(r"^(?=## )", PAGE.read_text("utf-8"), flags=re.MULTILINE)
-    (text,) = [other for other in others if other.startswith(f"## {chapter}\n")]
-    names, seen = {"__name__": "page"}, {}
-    for title, code in [*blocks(intro), *blocks(text)]:
-        exec(compile(code, str(PAGE), "exec"), names)
-        seen.setdefault(title, []).append(dict(names))
-    return seen
-
-
-def blocks(text):
-    pattern = r"^#+ (?P<title>[^\n]*)$|^```python\n(?P<code>.*?)^```$"
-    title = None
-    for found in re.finditer(pattern, text, re.MULTILINE | re.DOTALL):
-        if found["code"]:
-            yield title, found["code"]
-        else:
-            title = found["title"]
+    return pages.run_chapter(PAGE, chapter)
 
 
 def test_every_chapter_is_tested():
