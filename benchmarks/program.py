@@ -199,7 +199,7 @@ def compiled(
         order = names[number % len(names) :] + names[: number % len(names)]
         runs.append(alone(platform, layers, order))
         tick(f"{platform}, {layers}: process {number + 1}")
-    rows = {name: runs[0][name] for name in names}
+    rows = {name: dict(runs[0][name]) for name in names}
     for name, row in rows.items():
         row["compile_seconds"] = [run[name]["compile_seconds"] for run in runs]
         more = row["temporary_bytes"] - rows["base"]["temporary_bytes"]
