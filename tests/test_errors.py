@@ -358,6 +358,98 @@ def test_stateful_ascent_at_door_2(name, second_order):
     assert not ran
 
 
+BAD_ARGNUMS = [
+    (1.5, ["argnums = 1.5", "argnums=(0, 2)"]),
+    ("0", ["argnums = '0'", "argnums=(0, 2)"]),
+    ((0, None), ["argnums = (0, None)"]),
+    ((), ["argnums = ()", "names no argument"]),
+    ((0, -2), ["argnums = (0, -2)", "twice"]),
+    (2, ["argnums = 2", "only 2 positional"]),
+    ((0, -3), ["argnums = (0, -3)", "only 2 positional"]),
+]
+
+
+@pytest.mark.parametrize(("argnums", "words"), BAD_ARGNUMS)
+def test_argnums_that_name_no_argument(argnums, words):
+    def both(params, batch):
+        return value_and_grad(loss, steepest_ascent(), argnums=argnums)(params, batch)
+
+    def averaged(params, batch):
+        grad_fn = jax.value_and_grad(loss)
+        m_sam = m_sharpness(
+            grad_fn, microbatch_size=4, argnums=argnums, batch_argnums=1
+        )
+        return m_sam(params, batch)
+
+    for call in (both, averaged):
+        raises(words, lambda call=call: call(PARAMS, BATCH))
+        raises(words, lambda call=call: jax.jit(call)(PARAMS, BATCH))
+
+
+def test_what_is_differentiated_was_given_by_name():
+    grad_fn = value_and_grad(loss, steepest_ascent(), argnums=1)
+    raises(["argnums = 1", "by position"], lambda: grad_fn(PARAMS, batch=BATCH))
+
+
+@pytest.mark.parametrize(
+    ("argnums", "batch_argnums"), [(0, 0), ((0, 1), 1), (1, (1, 2)), (1, -1), (-2, 0)]
+)
+def test_what_is_differentiated_is_not_cut(argnums, batch_argnums):
+    options = {"argnums": argnums, "batch_argnums": batch_argnums}
+    words = ["argnums = ", "batch_argnums = ", "both name", "batch_argnums=1"]
+
+    def call():
+        m_sam = m_sharpness(jax.value_and_grad(loss), microbatch_size=4, **options)
+        m_sam(PARAMS, BATCH)
+
+    raises(words, call)
+
+
+@pytest.mark.parametrize("leaf", [jnp.arange(3), jnp.ones(3, bool), KEY])
+def test_integers_without_allow_int(leaf):
+    params = PARAMS | {"beta": leaf}
+    for argnums in (1, (0, 1)):
+        for scan_passes in (False, True):
+            grad_fn = value_and_grad(
+                lambda x, params: jnp.sum(x) + jnp.sum(params["alpha"]),
+                steepest_ascent(),
+                argnums=argnums,
+                scan_passes=scan_passes,
+            )
+            words = ["beta", str(leaf.dtype)]
+            for call in in_both_modes(lambda fn=grad_fn: fn(jnp.ones(2), params)):
+                raises(words, call)
+
+
+def test_complex_numbers_with_allow_int():
+    params = PARAMS | {"beta": jnp.ones(3, complex)}
+    grad_fn = value_and_grad(loss, steepest_ascent(), allow_int=True)
+    raises(["beta", "complex64"], lambda: grad_fn(params))
+
+
+def linear(w, x, b):
+    return jnp.mean(x @ w) * b
+
+
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize("at", [(0, 2), 2, (0, -1)])
+def test_arguments_that_m_sharpness_was_not_told_of(ours, at):
+    # Their gradients would be summed over the devices before anyone sees them.
+    if ours:
+        grad_fn = value_and_grad(linear, steepest_ascent(), argnums=at)
+    else:
+        grad_fn = jax.value_and_grad(linear, at)
+    mesh = jax.make_mesh((4,), ("data",))
+    m_sam = m_sharpness(grad_fn, axis_name="data", mesh=mesh)
+    raises(["argnums="], lambda: m_sam(jnp.ones(2), BATCH, jnp.ones(())))
+
+
+def test_the_same_arguments_said_otherwise():
+    grad_fn = value_and_grad(linear, steepest_ascent(), argnums=(-1, 0))
+    m_sam = m_sharpness(grad_fn, microbatch_size=4, argnums=(0, 2))
+    m_sam(jnp.ones(2), BATCH, jnp.ones(()))
+
+
 # --- Sub-batches -------------------------------------------------------------------
 
 
