@@ -138,6 +138,71 @@ def test_update_without_value_fn(name, given):
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize(
+    "given",
+    ["grad_fn", "valuefn", "loss_fn", "loss", "value_func", "fn", "objective_fn"],
+)
+def test_the_loss_under_another_name(name, given):
+    tx = PRODUCTS[name]
+    state, extra = tx.init(PARAMS), {given: loss, "rate": 0.1, "key": KEY}
+    for call in in_both_modes(lambda: tx.update(None, state, PARAMS, **extra)):
+        message = raises([f"{given}=", "value_fn=", "update("], call)
+        assert "rate" not in message
+        assert "key" not in message
+
+
+def test_the_loss_as_a_number():
+    # As Levanter's trainer and Optax's line searches pass it, beside the function.
+    tx = sam(0.1)
+    for given in ("loss", "value"):
+        call = functools.partial(
+            tx.update, GRADS, tx.init(PARAMS), PARAMS, **{given: jnp.ones(())}
+        )
+        raises([f"{given}=", "value_fn="], call)
+
+
+def test_names_that_are_no_loss_are_not_named():
+    tx = sam(0.1)
+    extra = {"grad": GRADS, "learning_rate": 0.1, "step": 3}
+    message = raises(
+        ["value_fn="], lambda: tx.update(GRADS, tx.init(PARAMS), PARAMS, **extra)
+    )
+    assert not [name for name in extra if f"{name}=" in message]
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_update_without_params_and_loss(name):
+    # As Equinox's examples call it: `optim.update(grads, state)`.
+    tx = PRODUCTS[name]
+    state = tx.init(PARAMS)
+    for extra in ({}, {"batch": BATCH}, {"loss_fn": loss}):
+        for call in in_both_modes(lambda extra=extra: tx.update(GRADS, state, **extra)):
+            words = ["parameters", "params, value_fn=", *(f"{x}=" for x in extra)]
+            raises([w for w in words if w != "batch="], call)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_the_loss_as_obj_fn(name):
+    # As Levanter and `optax.contrib.sophia` call it; Levanter's `loss=` is a number.
+    def result(**extra):
+        tx = optax.chain(PRODUCTS[name], optax.scale(-0.1))
+        return tx.update(None, tx.init(PARAMS), PARAMS, batch=BATCH, **extra)
+
+    expected = result(value_fn=loss)
+    for extra in ({"loss": 2.0}, {"value_fn": None}, {"value_fn": loss}):
+        got = result(obj_fn=loss, **extra)
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, got, expected))
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_two_losses(name):
+    tx = PRODUCTS[name]
+    state, extra = tx.init(PARAMS), {"value_fn": loss, "obj_fn": lambda p, b=None: 0.0}
+    for call in in_both_modes(lambda: tx.update(None, state, PARAMS, **extra)):
+        raises(["value_fn=", "obj_fn="], call)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
 def test_update_without_params(name):
     tx = PRODUCTS[name]
     state = tx.init(PARAMS)
