@@ -159,9 +159,7 @@ class _Call(NamedTuple):
     objects: tuple[Any, ...]  # all NNX objects, those that are differentiated first
     graphdef: Any
     select: _Select
-    gradients: list[
-        Any
-    ]  # of an object the structure of what nnx.value_and_grad returns
+    gradients: list[Any]  # the structures of what nnx.value_and_grad returns of them
     state: Tree  # plain arrays: all variables that are not differentiated
     arguments: Any  # the structure of (args, kwargs), an NNX object being a leaf
     order: list[int | None]  # for each leaf the number of an object, if it is one
@@ -219,7 +217,8 @@ def _take_apart(
     own = [params[j] if j in params else nnx.State({}) for j in range(len(chosen))]
     # The variables of the split are the model's own and change with it, arrays do not.
     pure = [*map(nnx.as_pure, own), *[None] * len(found)]
-    order = [found.index(i) if i in found else None for i in range(len(paths))]
+    number = {i: j for j, i in enumerate(found)}
+    order = [number.get(i) for i in range(len(paths))]
     leaves = [
         x if j is None else pure[j] for (_, x), j in zip(paths, order, strict=True)
     ]
