@@ -184,10 +184,12 @@ def test_keys_are_the_same_in_both_passes():
 # --- With every option ----------------------------------------------------------------
 
 BOTH = pytest.mark.parametrize("argnums", [1, (1, 0, 2)], ids=str)
+SLOW = pytest.mark.slow
+AUX = pytest.mark.parametrize("has_aux", [pytest.param(False, marks=SLOW), True])
 
 
 @BOTH
-@pytest.mark.parametrize("has_aux", [False, True])
+@AUX
 @pytest.mark.parametrize("scan_passes", [False, True])
 @pytest.mark.parametrize("num_steps", [None, 3])
 def test_steps_and_scanned_passes(argnums, has_aux, scan_passes, num_steps):
@@ -215,7 +217,7 @@ def test_when(argnums, scan_passes, when, traced):
 
 @BOTH
 @pytest.mark.parametrize("second_order", [False, True])
-@pytest.mark.parametrize("has_aux", [False, True])
+@AUX
 def test_diagnostics(argnums, second_order, has_aux):
     fn = loss if has_aux else value_only
     options = {"has_aux": has_aux, "diagnostics": True, "second_order": second_order}
@@ -236,7 +238,7 @@ def test_diagnostics(argnums, second_order, has_aux):
 
 @BOTH
 @pytest.mark.parametrize("when", [True, np.bool_(True)], ids=["straight", "compiled"])
-@pytest.mark.parametrize("num_steps", [1, 2])
+@pytest.mark.parametrize("num_steps", [1, pytest.param(2, marks=SLOW)])
 def test_second_order(argnums, when, num_steps):
     """The derivative of L(w + climb(w)), with the climb written by hand."""
 
@@ -338,6 +340,21 @@ def test_masks_have_the_structure_of_what_is_differentiated(argnums, as_function
     ascent = optax_sam.climb_only(steepest_ascent(RHO), given)
     _, got = sam(argnums, ascent=ascent)(*arrays())
     assert_equal_but_for_rounding(got, gradient_after(climb))
+
+
+@pytest.mark.parametrize("argnums", [1, (1, 0, 2)], ids=str)
+def test_masks_may_name_integers(argnums):
+    everywhere = jax.tree.map(lambda _: True, taken(ARGS, argnums))
+    ascents = [
+        (optax_sam.climb_only(steepest_ascent(RHO), everywhere), steepest_ascent(RHO)),
+        (
+            optax_sam.adaptive_ascent(RHO, mask=everywhere),
+            optax_sam.adaptive_ascent(RHO, mask=True),
+        ),
+    ]
+    for ascent, same in ascents:
+        got, expected = (sam(argnums, ascent=x)(*arrays()) for x in (ascent, same))
+        assert_equal_but_for_rounding(got, expected)
 
 
 def test_a_mask_may_name_a_whole_argument():

@@ -51,7 +51,6 @@ def climb_only(ascent: Ascent, mask: Mask | str) -> Ascent:
 
     def labels(tree: Tree) -> Tree:
         some = chosen(tree) if callable(chosen) else chosen
-        some = jax.tree.broadcast(some, tree)  # only where there is a leaf
         return jax.tree.map(lambda here: "climb" if here else "stay", some)
 
     return optax.partition({"climb": ascent, "stay": optax.set_to_zero()}, labels)
