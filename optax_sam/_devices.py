@@ -132,7 +132,8 @@ def refuse_unvarying(tree: Tree, axis_name: AxisName, what: str) -> None:
                     f"the same on all devices along {name!r}, so an average over "
                     f"{name!r} would change nothing: jax.grad at replicated "
                     f"parameters has already summed it over the devices. Take the "
-                    f"gradient at optax_sam.per_device(params, {name!r})."
+                    f"gradient at optax_sam.per_device(params, {name!r}); m_sharpness "
+                    f"does, for each argument that argnums= names."
                 )
 
 

@@ -5,17 +5,18 @@ Optional: it needs Flax, and nothing else in the library imports it.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from optax_sam._arguments import Argnums, check_argnums, pick, positions, put
 from optax_sam._checks import check_pair, check_scalar
 from optax_sam._core.value_and_grad import value_and_grad as climb_then_differentiate
 from optax_sam._core.value_and_grad import with_aux
 from optax_sam._examples.m_sharpness import GradFn, m_sharpness
-from optax_sam._trees import fill, keystr, partition
+from optax_sam._trees import fill, partition
 from optax_sam._types import Ascent, AxisName, Tree
 
 try:
@@ -31,12 +32,13 @@ def value_and_grad(
     loss_fn: Callable[..., Any],
     ascent: Ascent,
     *,
-    wrt: Any = nnx.Param,
+    argnums: Any = 0,
+    wrt: Any = None,
     has_aux: bool = False,
     microbatch_size: int | None = None,
     axis_name: AxisName | None = None,
     mesh: Mesh | None = None,
-    batch_argnums: int | tuple[int, ...] = 1,
+    batch_argnums: Argnums = 1,
     concat_aux: Any = False,
     at_once: int | None = None,
     unroll: int | bool = 1,
@@ -56,8 +58,13 @@ def value_and_grad(
         with `has_aux`.
       ascent: from a gradient to a climb, e.g. `steepest_ascent(rho)`; stateless, as
         for `optax_sam.value_and_grad`. It sees the parameters as plain arrays.
-      wrt: an NNX filter: the variables of argument 0 to differentiate, and to climb in
-        (all others stay where they are): the same as for `nnx.Optimizer`.
+      argnums: what to differentiate, and to climb in, as for `nnx.value_and_grad`: the
+        position of an argument, whose `nnx.Param`s are meant, an
+        `nnx.DiffState(position, filter)`, or a tuple of these. All other variables stay
+        where they are. An argument may be a tree (a dict of models; plain arrays in it
+        are differentiated, too), and several are one tree with one norm.
+      wrt: an NNX filter, the same as for `nnx.Optimizer`; `wrt=filter` is short for
+        `argnums=nnx.DiffState(0, filter)`.
       has_aux: whether `loss_fn` returns auxiliary data.
       microbatch_size: the paper's m, the examples in each sub-batch that climbs by
         itself: m-SAM. See `optax_sam.m_sharpness`, and so for all that follow. NNX
@@ -65,29 +72,31 @@ def value_and_grad(
         the sub-batch.
       axis_name: the mapped axis whose devices climb by themselves.
       mesh: the mesh of `axis_name`, to be used from plain `jit`.
-      batch_argnums: positions of the arguments that hold examples; the model is 0.
+      batch_argnums: positions of the arguments that hold examples.
       concat_aux: which leaves of aux are concatenated, not averaged.
       at_once: how many sub-batches are run side by side.
       unroll: how far the loop over sub-batches is unrolled.
       **options: those of `optax_sam.value_and_grad`: `combine`, `second_order`,
-        `num_steps`, `climb_dtype`, `scan_passes`, `when`; `diagnostics`, which come
-        back as they do there.
+        `num_steps`, `climb_dtype`, `scan_passes`, `when`, `allow_int`; `diagnostics`,
+        which come back as they do there.
 
     Returns:
       A function with the arguments and results of
-      `nnx.value_and_grad(loss_fn, has_aux=has_aux)`: the gradient is an `nnx.State`.
-      Value, aux and what is left in the NNX objects are those of the clean pass. With
-      sub-batches, each starts from the state before the call: floating-point state
-      (BatchNorm statistics) is averaged over them, all other that changes (counters)
-      is that of the first. Use it under `nnx.jit`, or under `jax.jit` between
-      `nnx.merge` and `nnx.split`.
+      `nnx.value_and_grad(loss_fn, argnums=argnums, has_aux=has_aux)`: the gradient of a
+      model is an `nnx.State`. Value, aux and what is left in the NNX objects are those
+      of the clean pass, also in parameters that the loss writes to
+      (`nnx.SpectralNorm`). With sub-batches, each starts from the state before the
+      call: floating-point state (BatchNorm statistics) is averaged over them, all other
+      that changes (counters) is that of the first. Use it under `nnx.jit`, or under
+      `jax.jit` between `nnx.merge` and `nnx.split`.
 
     Raises:
-      TypeError: no variable of argument 0 is selected by `wrt`; what
-        `optax_sam.value_and_grad` refuses.
-      ValueError: a loss that adds variables to the model (`sow`), changes its
-        attributes (`model.train()`) or writes to its parameters; what `m_sharpness`
-        refuses.
+      TypeError: no variable of what `argnums` names is selected; an argument that was
+        not given by position; what `optax_sam.value_and_grad` refuses.
+      ValueError: a loss that adds variables to the model (`sow`) or changes its
+        attributes (`model.train()`); `wrt` beside an `nnx.DiffState` or for another
+        argument than 0; a variable in two arguments that one filter selects and the
+        other does not; what `m_sharpness` refuses.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam, optax_sam.nnx
@@ -105,46 +114,78 @@ def value_and_grad(
     Reference: Foret et al. 2021, algorithm 1 and section 4.1.
     """
     report = bool(options.get("diagnostics"))
-    averaged = functools.partial(
-        m_sharpness,
+    places, filters = _chosen(argnums, wrt)
+    averaged = _averaged(
         microbatch_size=microbatch_size,
         axis_name=axis_name,
         mesh=mesh,
+        argnums=places,
         batch_argnums=batch_argnums,
         concat_aux=(concat_aux, False, False, True),  # as _in_rows returns them
         at_once=at_once,
         unroll=unroll,
     )
-    split = any(x is not None for x in (microbatch_size, axis_name, mesh))
+    options |= {"argnums": places, "has_aux": True}
 
-    def sam_value_and_grad(model: Any, /, *args: Any, **kwargs: Any) -> Any:
-        call = _take_apart(wrt, model, args, kwargs)
+    def sam_value_and_grad(*args: Any, **kwargs: Any) -> Any:
+        call = _take_apart(places, filters, args, kwargs)
         loss = _functional(loss_fn, has_aux, call)
-        climbed = climb_then_differentiate(loss, ascent, has_aux=True, **options)
-        grad_fn = _in_rows(climbed, report)
-        grad_fn = averaged(grad_fn) if split else grad_fn
-        out, grads = grad_fn(call.params, *call.args, call.kwargs, call.state)
-        value, (aux, diagnostics, state, rows) = out
-        changed = fill(state, jax.tree.map(lambda x: x[0], rows))
-        nnx.update(call.objects, fill(changed, call.state))
-        grads = jax.tree.unflatten(call.gradient, jax.tree.leaves(grads))
-        return with_aux(value, [aux] * has_aux + [diagnostics] * report), grads
+        climbed = climb_then_differentiate(loss, ascent, **options)
+        grad_fn = averaged(_in_rows(climbed, report))
+        out, grads = grad_fn(*call.args, kwargs=call.kwargs, state=call.state)
+        value, (aux, diagnostics, changed, rows) = out
+        _write(fill(changed, jax.tree.map(lambda x: x[0], rows)), call)
+        shown = [aux] * has_aux + [diagnostics] * report
+        return with_aux(value, shown), _as_nnx(grads, places, call)
 
     return sam_value_and_grad
+
+
+def _averaged(**options: Any) -> Callable[[GradFn], GradFn]:
+    """m-sharpness, where there are sub-batches."""
+    names = "microbatch_size", "axis_name", "mesh"
+    if all(options[name] is None for name in names):
+        return lambda grad_fn: grad_fn
+    return functools.partial(m_sharpness, **options)
+
+
+#: `select(path, variable)`: whether a variable is differentiated.
+_Select: TypeAlias = Callable[..., bool]
 
 
 class _Call(NamedTuple):
     """One call, with what is NNX and what is not in different places."""
 
-    objects: tuple[Any, ...]  # the model, and all NNX objects among the arguments
+    objects: tuple[Any, ...]  # all NNX objects, those that are differentiated first
     graphdef: Any
-    select: Callable[..., bool]  # the variables that are differentiated
-    gradient: Any  # the structure of what nnx.value_and_grad returns
-    params: Tree  # plain arrays, and so is `state`: all other variables
-    state: Tree
+    select: _Select
+    gradients: list[Any]  # the structures of what nnx.value_and_grad returns of them
+    state: Tree  # plain arrays: all variables that are not differentiated
     arguments: Any  # the structure of (args, kwargs), an NNX object being a leaf
-    args: tuple[Any, ...]  # with None in the place of an NNX object
+    order: list[int | None]  # for each leaf the number of an object, if it is one
+    args: tuple[Any, ...]  # with parameters in the place of an NNX object, or None
     kwargs: dict[str, Any]
+
+
+def _chosen(argnums: Any, wrt: Any) -> tuple[int | tuple[int, ...], list[Any]]:
+    """Positions, as for JAX, and the filter of each."""
+    several = isinstance(argnums, (tuple, list))
+    given = list(argnums) if several else [argnums]
+    named = [x for x in given if isinstance(x, nnx.DiffState)]
+    numbers = [x.argnum if isinstance(x, nnx.DiffState) else x for x in given]
+    places = check_argnums("argnums", tuple(numbers) if several else numbers[0])
+    if wrt is not None and (named or 0 not in numbers):
+        raise ValueError(
+            f"wrt={wrt} is the filter of argument 0, and argnums = {argnums} gives "
+            f"filters itself, as an nnx.DiffState, or leaves argument 0 out. Write it "
+            f"there: argnums=nnx.DiffState({numbers[0]}, {wrt})."
+        )
+    short = {0: nnx.Param if wrt is None else wrt}
+    filters = [
+        x.filter if isinstance(x, nnx.DiffState) else short.get(x, nnx.Param)
+        for x in given
+    ]
+    return places, filters
 
 
 def _is_nnx(x: Any) -> bool:
@@ -152,57 +193,126 @@ def _is_nnx(x: Any) -> bool:
 
 
 def _take_apart(
-    wrt: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    argnums: int | tuple[int, ...],
+    filters: list[Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> _Call:
-    leaves, arguments = jax.tree.flatten((args, kwargs), is_leaf=_is_nnx)
-    plain = [None if _is_nnx(x) else x for x in leaves]
-    objects = (model, *(x for x in leaves if _is_nnx(x)))
-    chosen = nnx.filterlib.to_predicate(wrt)
-
-    def select(path: tuple[Any, ...], variable: Any) -> bool:
-        return path[0] == 0 and chosen(path[1:], variable)
-
+    places = positions("argnums", argnums, len(args))
+    by_place = dict(zip(places, filters, strict=True))
+    paths, arguments = jax.tree_util.tree_flatten_with_path(
+        (args, kwargs), is_leaf=_is_nnx
+    )
+    # The path of a positional argument is (0, its position, ...).
+    at = [path[1].idx if path[0].idx == 0 else -1 for path, _ in paths]
+    # What is shared counts where it comes first: so what is differentiated does.
+    found = [i for i, (_, x) in enumerate(paths) if _is_nnx(x)]
+    found.sort(key=lambda i: at[i] not in by_place)
+    objects = tuple(paths[i][1] for i in found)
+    chosen = [by_place[at[i]] for i in found if at[i] in by_place]
+    select = _select(chosen, objects)
     # One split of all objects, so that what they share stays shared.
     graphdef, *states = nnx.split(objects, select, ...)
     params, state = states
-    if not jax.tree.leaves(params):
-        raise TypeError(
-            f"The first argument has type {type(model).__name__}, and in it "
-            f"wrt={wrt} selects no variable, so there is nothing to differentiate. "
-            f"Give an nnx.Module first; for a tree of arrays use "
-            f"optax_sam.value_and_grad."
-        )
+    own = [params[j] if j in params else nnx.State({}) for j in range(len(chosen))]
     # The variables of the split are the model's own and change with it, arrays do not.
-    gradient = jax.tree.structure(params[0])
-    params, state = nnx.as_pure(params[0]), nnx.as_pure(state)
-    args, kwargs = jax.tree.unflatten(arguments, plain)
+    pure = [*map(nnx.as_pure, own), *[None] * len(found)]
+    number = {i: j for j, i in enumerate(found)}
+    order = [number.get(i) for i in range(len(paths))]
+    leaves = [
+        x if j is None else pure[j] for (_, x), j in zip(paths, order, strict=True)
+    ]
+    plain = jax.tree.unflatten(arguments, leaves)
+    if not (objects and jax.tree.leaves([plain[0][i] for i in places])):
+        _refuse_nothing(args, by_place)
+    gradients = [jax.tree.structure(x) for x in own]
     return _Call(
-        objects, graphdef, select, gradient, params, state, arguments, args, kwargs
+        objects,
+        graphdef,
+        select,
+        gradients,
+        nnx.as_pure(state),
+        arguments,
+        order,
+        *plain,
+    )
+
+
+def _select(filters: list[Any], objects: tuple[Any, ...]) -> _Select:
+    """What is differentiated of the first objects, which have a filter each."""
+    # nnx differentiates a variable that is an argument itself, of whatever type.
+    chosen = [
+        nnx.filterlib.to_predicate(... if isinstance(x, nnx.Variable) else y)
+        for x, y in zip(objects, filters, strict=False)
+    ]
+    _refuse_unlike(chosen, objects)
+
+    def select(path: tuple[Any, ...], variable: Any) -> bool:
+        j = path[0]
+        return j < len(chosen) and bool(chosen[j](path[1:], variable))
+
+    return select
+
+
+def _refuse_unlike(chosen: list[_Select], objects: tuple[Any, ...]) -> None:
+    """Refuse what one use would differentiate and another would not."""
+    if len(chosen) < 2:
+        return
+    seen: dict[int, bool] = {}
+    for selects, x in zip(chosen, objects, strict=False):
+        for path, variable in nnx.iter_graph(x):
+            if not isinstance(variable, nnx.Variable):
+                continue
+            now = bool(selects(path, variable))
+            if seen.setdefault(id(variable), now) != now:
+                raise ValueError(
+                    f"The variable {'.'.join(map(str, path))} is in two of the "
+                    f"arguments that are differentiated, and of their two filters "
+                    f"only one selects it. Give both arguments the same filter."
+                )
+
+
+def _refuse_nothing(args: tuple[Any, ...], by_place: dict[int, Any]) -> NoReturn:
+    types = ", ".join(
+        f"argument {i} has type {type(args[i]).__name__}, and in it {chosen} selects "
+        f"no variable"
+        for i, chosen in by_place.items()
+    )
+    raise TypeError(
+        f"Of what argnums= and wrt= name, {types}: so there is nothing to "
+        f"differentiate. Name an nnx.Module that has such variables; for trees of "
+        f"arrays use optax_sam.value_and_grad."
     )
 
 
 def _functional(
     loss_fn: Callable[..., Any], has_aux: bool, call: _Call
 ) -> Callable[..., Any]:
-    """The loss as a function of arrays, with the changed state in its aux."""
+    """The loss as a function of arrays, with what it has changed in its aux."""
 
-    def loss(params: Tree, *rest: Any) -> tuple[Any, Any]:
-        *plain, plain_kwargs, state = rest
-        model, *others = nnx.merge(call.graphdef, {0: params}, state)
-        objects = iter(others)
-        leaves = call.arguments.flatten_up_to((tuple(plain), plain_kwargs))
-        leaves = [next(objects) if x is None else x for x in leaves]
+    def loss(*args: Any, kwargs: dict[str, Any], state: Tree) -> tuple[Any, Any]:
+        leaves = call.arguments.flatten_up_to((args, kwargs))
+        params = _parameters(leaves, call)
+        objects = nnx.merge(call.graphdef, params, state)
+        pairs = zip(leaves, call.order, strict=True)
+        leaves = [x if j is None else objects[j] for x, j in pairs]
         args, kwargs = jax.tree.unflatten(call.arguments, leaves)
-        value, aux = check_pair(loss_fn(model, *args, **kwargs), has_aux)
+        value, aux = check_pair(loss_fn(*args, **kwargs), has_aux)
         check_scalar(value)
-        after = _changed((model, *others), params, state, call)
-        return value, (aux, after)
+        return value, (aux, _changed(objects, params, state, call))
 
     return loss
 
 
-def _changed(objects: Any, params: Tree, state: Tree, call: _Call) -> Tree:
-    """The state after the pass, `None` for a leaf that the pass has not written."""
+def _parameters(leaves: list[Any], call: _Call) -> dict[int, Tree]:
+    """Those of the objects that are differentiated, among the arguments."""
+    pairs = zip(leaves, call.order, strict=True)
+    own = range(len(call.gradients))
+    return {j: x for x, j in pairs if j is not None and j in own}
+
+
+def _changed(objects: Any, params: Tree, state: Tree, call: _Call) -> Any:
+    """What the pass has written, `None` for a leaf that it has not."""
     graphdef, *states = nnx.split(objects, call.select, ...)
     if graphdef != call.graphdef:
         raise ValueError(
@@ -214,22 +324,38 @@ def _changed(objects: Any, params: Tree, state: Tree, call: _Call) -> Tree:
     def written(new: Any, old: Any) -> Any:
         return None if new is old else new
 
-    new_params, new_state = map(nnx.as_pure, states)
-    changed = jax.tree.map(written, new_params[0], params)
-    for path, _ in jax.tree_util.tree_leaves_with_path(changed):
-        raise ValueError(
-            f"The loss writes to the parameter {keystr(path)}, which is differentiated "
-            f"and climbs. Keep what a pass changes in a variable that wrt does not "
-            f"select, e.g. an nnx.BatchStat."
-        )
-    return jax.tree.map(written, new_state, state)
+    own, new_state = map(nnx.as_pure, states)
+    new_params = {j: own[j] if j in own else nnx.State({}) for j in params}
+    return jax.tree.map(written, (new_params, new_state), (params, state))
+
+
+def _write(changed: Any, call: _Call) -> None:
+    """Leave in the objects what the clean pass has written."""
+    params, state = changed
+    leaves = call.arguments.flatten_up_to((call.args, call.kwargs))
+    before = _parameters(leaves, call)
+    some = {j: fill(x, before[j]) for j, x in params.items() if jax.tree.leaves(x)}
+    nnx.update(call.objects, some, fill(state, call.state))
+
+
+def _as_nnx(grads: Tree, argnums: int | tuple[int, ...], call: _Call) -> Tree:
+    """The gradient as nnx.value_and_grad returns it."""
+    args = tuple(put(call.args, argnums, grads))
+    leaves = call.arguments.flatten_up_to((args, call.kwargs))
+    for i, j in enumerate(call.order):
+        if j is not None and j < len(call.gradients):
+            leaves[i] = jax.tree.unflatten(
+                call.gradients[j], jax.tree.leaves(leaves[i])
+            )
+    args, _ = jax.tree.unflatten(call.arguments, leaves)
+    return pick(args, argnums)
 
 
 def _in_rows(grad_fn: GradFn, report: bool) -> GradFn:
     """Counters apart: they have no average, so each sub-batch gives a row of them."""
 
-    def in_rows(*arguments: Any) -> tuple[Any, Tree]:
-        (value, out), grads = grad_fn(*arguments)
+    def in_rows(*args: Any, **kwargs: Any) -> tuple[Any, Tree]:
+        (value, out), grads = grad_fn(*args, **kwargs)
         (aux, state), diagnostics = out if report else (out, None)
         exact = jax.tree.map(lambda x: not jnp.issubdtype(x.dtype, jnp.inexact), state)
         averaged, counters = partition(state, exact)

@@ -705,8 +705,11 @@ SECTIONS = {
         ),
         Row(
             "`contrib.sophia`",
-            behind(lambda: contrib.sophia(RATE), obj_fn=loss, compiled=True),
-            note="pass `obj_fn=` as well: the Hessian is the one at the parameters",
+            behind(
+                lambda: contrib.sophia(RATE), obj_fn=loss, value_fn=None, compiled=True
+            ),
+            note="pass `obj_fn=`, which SAM takes for `value_fn=`: the Hessian is the "
+            "one at the parameters",
             slow=True,
         ),
         Row(

@@ -138,6 +138,71 @@ def test_update_without_value_fn(name, given):
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize(
+    "given",
+    ["grad_fn", "valuefn", "loss_fn", "loss", "value_func", "fn", "objective_fn"],
+)
+def test_the_loss_under_another_name(name, given):
+    tx = PRODUCTS[name]
+    state, extra = tx.init(PARAMS), {given: loss, "rate": 0.1, "key": KEY}
+    for call in in_both_modes(lambda: tx.update(None, state, PARAMS, **extra)):
+        message = raises([f"{given}=", "value_fn=", "update("], call)
+        assert "rate" not in message
+        assert "key" not in message
+
+
+def test_the_loss_as_a_number():
+    # As Levanter's trainer and Optax's line searches pass it, beside the function.
+    tx = sam(0.1)
+    for given in ("loss", "value"):
+        call = functools.partial(
+            tx.update, GRADS, tx.init(PARAMS), PARAMS, **{given: jnp.ones(())}
+        )
+        raises([f"{given}=", "value_fn="], call)
+
+
+def test_names_that_are_no_loss_are_not_named():
+    tx = sam(0.1)
+    extra = {"grad": GRADS, "learning_rate": 0.1, "step": 3}
+    message = raises(
+        ["value_fn="], lambda: tx.update(GRADS, tx.init(PARAMS), PARAMS, **extra)
+    )
+    assert not [name for name in extra if f"{name}=" in message]
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_update_without_params_and_loss(name):
+    # As Equinox's examples call it: `optim.update(grads, state)`.
+    tx = PRODUCTS[name]
+    state = tx.init(PARAMS)
+    for extra in ({}, {"batch": BATCH}, {"loss_fn": loss}):
+        for call in in_both_modes(lambda extra=extra: tx.update(GRADS, state, **extra)):
+            words = ["parameters", "params, value_fn=", *(f"{x}=" for x in extra)]
+            raises([w for w in words if w != "batch="], call)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_the_loss_as_obj_fn(name):
+    # As Levanter and `optax.contrib.sophia` call it; Levanter's `loss=` is a number.
+    def result(**extra):
+        tx = optax.chain(PRODUCTS[name], optax.scale(-0.1))
+        return tx.update(None, tx.init(PARAMS), PARAMS, batch=BATCH, **extra)
+
+    expected = result(value_fn=loss)
+    for extra in ({"loss": 2.0}, {"value_fn": None}, {"value_fn": loss}):
+        got = result(obj_fn=loss, **extra)
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, got, expected))
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_two_losses(name):
+    tx = PRODUCTS[name]
+    state, extra = tx.init(PARAMS), {"value_fn": loss, "obj_fn": lambda p, b=None: 0.0}
+    for call in in_both_modes(lambda: tx.update(None, state, PARAMS, **extra)):
+        raises(["value_fn=", "obj_fn="], call)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
 def test_update_without_params(name):
     tx = PRODUCTS[name]
     state = tx.init(PARAMS)
@@ -356,6 +421,98 @@ def test_stateful_ascent_at_door_2(name, second_order):
         words += ["stateful_value_and_grad(loss_fn"]
         raises(words, call_in_mode)
     assert not ran
+
+
+BAD_ARGNUMS = [
+    (1.5, ["argnums = 1.5", "argnums=(0, 2)"]),
+    ("0", ["argnums = '0'", "argnums=(0, 2)"]),
+    ((0, None), ["argnums = (0, None)"]),
+    ((), ["argnums = ()", "names no argument"]),
+    ((0, -2), ["argnums = (0, -2)", "twice"]),
+    (2, ["argnums = 2", "only 2 positional"]),
+    ((0, -3), ["argnums = (0, -3)", "only 2 positional"]),
+]
+
+
+@pytest.mark.parametrize(("argnums", "words"), BAD_ARGNUMS)
+def test_argnums_that_name_no_argument(argnums, words):
+    def both(params, batch):
+        return value_and_grad(loss, steepest_ascent(), argnums=argnums)(params, batch)
+
+    def averaged(params, batch):
+        grad_fn = jax.value_and_grad(loss)
+        m_sam = m_sharpness(
+            grad_fn, microbatch_size=4, argnums=argnums, batch_argnums=1
+        )
+        return m_sam(params, batch)
+
+    for call in (both, averaged):
+        raises(words, lambda call=call: call(PARAMS, BATCH))
+        raises(words, lambda call=call: jax.jit(call)(PARAMS, BATCH))
+
+
+def test_what_is_differentiated_was_given_by_name():
+    grad_fn = value_and_grad(loss, steepest_ascent(), argnums=1)
+    raises(["argnums = 1", "by position"], lambda: grad_fn(PARAMS, batch=BATCH))
+
+
+@pytest.mark.parametrize(
+    ("argnums", "batch_argnums"), [(0, 0), ((0, 1), 1), (1, (1, 2)), (1, -1), (-2, 0)]
+)
+def test_what_is_differentiated_is_not_cut(argnums, batch_argnums):
+    options = {"argnums": argnums, "batch_argnums": batch_argnums}
+    words = ["argnums = ", "batch_argnums = ", "both name", "batch_argnums=1"]
+
+    def call():
+        m_sam = m_sharpness(jax.value_and_grad(loss), microbatch_size=4, **options)
+        m_sam(PARAMS, BATCH)
+
+    raises(words, call)
+
+
+@pytest.mark.parametrize("leaf", [jnp.arange(3), jnp.ones(3, bool), KEY])
+def test_integers_without_allow_int(leaf):
+    params = PARAMS | {"beta": leaf}
+    for argnums in (1, (0, 1)):
+        for scan_passes in (False, True):
+            grad_fn = value_and_grad(
+                lambda x, params: jnp.sum(x) + jnp.sum(params["alpha"]),
+                steepest_ascent(),
+                argnums=argnums,
+                scan_passes=scan_passes,
+            )
+            words = ["beta", str(leaf.dtype)]
+            for call in in_both_modes(lambda fn=grad_fn: fn(jnp.ones(2), params)):
+                raises(words, call)
+
+
+def test_complex_numbers_with_allow_int():
+    params = PARAMS | {"beta": jnp.ones(3, complex)}
+    grad_fn = value_and_grad(loss, steepest_ascent(), allow_int=True)
+    raises(["beta", "complex64"], lambda: grad_fn(params))
+
+
+def linear(w, x, b):
+    return jnp.mean(x @ w) * b
+
+
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize("at", [(0, 2), 2, (0, -1)])
+def test_arguments_that_m_sharpness_was_not_told_of(ours, at):
+    # Their gradients would be summed over the devices before anyone sees them.
+    if ours:
+        grad_fn = value_and_grad(linear, steepest_ascent(), argnums=at)
+    else:
+        grad_fn = jax.value_and_grad(linear, at)
+    mesh = jax.make_mesh((4,), ("data",))
+    m_sam = m_sharpness(grad_fn, axis_name="data", mesh=mesh)
+    raises(["argnums="], lambda: m_sam(jnp.ones(2), BATCH, jnp.ones(())))
+
+
+def test_the_same_arguments_said_otherwise():
+    grad_fn = value_and_grad(linear, steepest_ascent(), argnums=(-1, 0))
+    m_sam = m_sharpness(grad_fn, microbatch_size=4, argnums=(0, 2))
+    m_sam(jnp.ones(2), BATCH, jnp.ones(()))
 
 
 # --- Sub-batches -------------------------------------------------------------------

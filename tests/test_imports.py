@@ -19,7 +19,8 @@ PACKAGE = LIBRARY.name
 # no cycle comes of it.
 LEVELS = [
     {"_types"},
-    {"_devices", "_checks", "_trees", "_keys", "_once", "_old_spellings", "_warn"},
+    {"_arguments", "_devices", "_checks", "_trees", "_keys", "_once", "_warn"}
+    | {"_old_spellings"},
     {"_examples", "_ascent", "_combine", "_when", "_schedules"},
     {"_core"},
     {"_methods"},

@@ -35,9 +35,10 @@ def adaptive_ascent(
         schedule.
       eta: added to abs(w), so that small weights can climb too. May be traced.
       ord: the order p of the norm in [1, inf], a Python number; `None` is 2.
-      mask: where T = abs(w) + eta; elsewhere T = 1. A tree of booleans, or a
-        function of the parameters that gives one. `None` is the published rule
-        (SamsungLabs' code): every leaf whose last path key is not `bias` or `b`.
+      mask: where T = abs(w) + eta; elsewhere T = 1. A tree of booleans (or a prefix
+        of one), or a function of the parameters that gives one. `None` is the
+        published rule (SamsungLabs' code): every leaf whose last path key is not
+        `bias` or `b`.
         `True` is every leaf; with `eta=0` that is davda54/sam's `adaptive=True`.
         The mask moves the best rho: 0.5 without the biases, 2.0 with them (Kwon).
       params_axis_name: as for `steepest_ascent`.
@@ -83,8 +84,7 @@ def _sizes(params: Tree, eta: Scalar, mask: Mask | None) -> Tree:
     """T: abs(w) + eta where the mask says so, 1 elsewhere."""
     mask = _all_but_biases if mask is None else mask
     chosen = mask(params) if callable(mask) else mask
-    if isinstance(chosen, bool):
-        chosen = jax.tree.map(lambda _: chosen, params)
+    chosen = jax.tree.broadcast(chosen, params)  # only where there is a parameter
 
     def size(adapt: Any, w: Any) -> jax.Array:
         wide = widen(w)

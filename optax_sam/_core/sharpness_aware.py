@@ -73,13 +73,14 @@ def sharpness_aware(
       `mesh` it must be `None`. Where it is `None` for a leaf, that parameter stays
       where it is.
       `value_fn(params)` is the loss of this step's batch or, when `batch` is
-      given, `value_fn(params, batch)`: a pure function. `value` is the clean loss, for
-      `diagnostics` alone. Other extra arguments are for the neighbours.
+      given, `value_fn(params, batch)`: a pure function; `obj_fn` is another name of
+      it. `value` is the clean loss, for `diagnostics` alone. Other extra arguments are
+      for the neighbours.
 
     Raises:
-      TypeError: `update` without `value_fn`; a `value_fn` that is not a scalar, or
-        returns a tuple without `has_aux`; leaves that are not floating-point; a `when`
-        that gives no bool.
+      TypeError: `update` without `value_fn`, or with another `obj_fn` beside it; a
+        `value_fn` that is not a scalar, or returns a tuple without `has_aux`; leaves
+        that are not floating-point; a `when` that gives no bool.
       ValueError: `update` without `params`; a gradient that would be dropped; gradient
         and parameters of different structure; holes left by `optax.masked` or
         `optax.partition` around it; what `m_sharpness` and `mean_over` refuse; an

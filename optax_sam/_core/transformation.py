@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 from optax_sam import _devices
 from optax_sam._checks import check_holes, check_leaves, check_pair
 from optax_sam._core.diagnostics import Diagnostics, no_diagnostics, unknown
+from optax_sam._core.loss_argument import find_loss
 from optax_sam._core.method import Method, Seen
 from optax_sam._core.passes import Evaluation, Passes
 from optax_sam._core.scanned import ScannedPasses
 from optax_sam._examples.averaging import SubBatches
 from optax_sam._examples.sub_batches import Parts
 from optax_sam._keys import fresh_keys
-from optax_sam._old_spellings import refuse
 from optax_sam._once import CompiledOnce
 from optax_sam._trees import cast_like
 from optax_sam._types import AxisName, Tree, When
@@ -241,14 +241,13 @@ def transformation(
         value: Any = None,
         **extra_args: Any,
     ) -> tuple[Tree, SharpnessAwareState]:
-        if "climb" in extra_args:  # all others are for the neighbours in the chain
-            refuse("update", "climb", "update no longer takes `climb`")
-        _check_given(value_fn, params, batch, sub_batches.split)
+        more = {"value": value} | extra_args
+        loss_fn = find_loss(value_fn, params, batch, sub_batches.split, more)
         if inside:
             _check_none(updates, params, ignore_updates)
             updates = None
         clean = _clean_pass(updates, params, value, axis_name)
-        return step(value_fn, Given(params, batch, None, clean, call), state)[:2]
+        return step(loss_fn, Given(params, batch, None, clean, call), state)[:2]
 
     return _with_step(update, step)
 
@@ -273,26 +272,6 @@ def _call(has_aux: bool) -> Callable[..., Any]:
 def _without_aux(*args: Any) -> Any:
     value, _ = check_pair(_of_batch(*args), has_aux=True)
     return value
-
-
-def _check_given(value_fn: Any, params: Tree, batch: Any, split: bool) -> None:
-    """Refuse an update that was not given what SAM needs."""
-    if value_fn is None:
-        raise TypeError(
-            "SAM takes a second gradient, so `update` needs the loss of this step: "
-            "update(grads, state, params, value_fn=lambda p: loss_fn(p, batch))."
-        )
-    if params is None:
-        raise ValueError(
-            "SAM climbs from the parameters, so `update` needs them; got "
-            "params=None. Write update(grads, state, params, value_fn=...)."
-        )
-    if split and batch is None:
-        raise ValueError(
-            "With microbatch_size= or mesh= SAM splits the batch itself, so it "
-            "must see it: update(None, state, params, value_fn=loss_fn, "
-            "batch=batch), with loss_fn(params, batch)."
-        )
 
 
 def _check_none(updates: Tree, params: Tree, ignore_updates: bool) -> None:

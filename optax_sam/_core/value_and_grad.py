@@ -6,6 +6,15 @@ from typing import Any
 
 import jax
 
+from optax_sam._arguments import (
+    Argnums,
+    check_argnums,
+    pick,
+    positions,
+    put,
+    split_inexact,
+    with_float0,
+)
 from optax_sam._checks import check_ascent, check_leaves
 from optax_sam._core.method import (
     Method,
@@ -19,6 +28,7 @@ from optax_sam._core.passes import Evaluation, Passes
 from optax_sam._core.scanned import ScannedPasses
 from optax_sam._keys import fresh_keys
 from optax_sam._once import CompiledOnce
+from optax_sam._trees import fill
 from optax_sam._types import Ascent, Combine, Tree, When
 from optax_sam._when import check_when, choose, decide, known_in_python
 
@@ -27,9 +37,11 @@ def value_and_grad(
     loss_fn: Callable[..., Any],
     ascent: Ascent,
     *,
+    argnums: Argnums = 0,
     combine: Combine | None = None,
     when: When = None,
     has_aux: bool = False,
+    allow_int: bool = False,
     second_order: bool = False,
     num_steps: int | None = None,
     climb_dtype: Any = None,
@@ -46,12 +58,19 @@ def value_and_grad(
       ascent: from a gradient to a climb, e.g. `steepest_ascent(rho)` for SAM or
         `adaptive_ascent(rho)` for ASAM. It must be stateless; a schedule for rho is
         written `steepest_ascent(rho=schedule(step))` inside the training step.
+      argnums: the positional argument to differentiate, or a tuple of several: they are
+        then one tree, their tuple, with one norm. Negative ones count from the end. A
+        mask of the ascent has the structure of what is differentiated.
       combine: a function of the clean and the climbed gradient that gives the one to
         return; `None` is the climbed one.
       when: whether to climb, a bool of Python or a traced one (`step % 5 == 0`); where
         not, the gradient is the clean one, and no further pass is made. `None` is
         yes.
       has_aux: whether `loss_fn` returns auxiliary data, as for `jax.value_and_grad`.
+      allow_int: whether there may be leaves that are no floating-point numbers
+        (integers, booleans, random keys) in what is differentiated. They neither climb
+        nor count in the norm, ascent and combine see `None` in their place, and their
+        gradient is JAX's `float0`.
       second_order: keep the term that SAM drops: differentiate `L(w + epsilon(w))`
         through the climb. About four gradients' FLOPs instead of two, three more for
         each further step.
@@ -65,16 +84,17 @@ def value_and_grad(
 
     Returns:
       A function with the arguments and results of
-      `jax.value_and_grad(loss_fn, has_aux=has_aux)`, differentiating argument 0.
+      `jax.value_and_grad(loss_fn, argnums, has_aux=has_aux, allow_int=allow_int)`.
       Value and aux are those of the clean pass, so BatchNorm statistics are updated
       once. Two gradients are evaluated, one after the other, with the same arguments
       and so the same random keys; `loss_fn` is traced twice, with `scan_passes` once.
 
     Raises:
       ValueError: an ascent that keeps state; `scan_passes` with `second_order` or
-        `climb_dtype`.
-      TypeError: a loss that is not a scalar; a tuple without `has_aux`; parameters
-        that are not floating-point; a `when` that is no bool.
+        `climb_dtype`; an argument named twice in `argnums`.
+      TypeError: a loss that is not a scalar; a tuple without `has_aux`; leaves that
+        are not floating-point, without `allow_int`; a `when` that is no bool; an
+        argument in `argnums` that was not given by position.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -88,17 +108,19 @@ def value_and_grad(
     Reference: Foret et al. 2021, algorithm 1; equation 3 and appendix C.4 for
       `second_order`.
     """
-    check_when(when)
     check_ascent(ascent)
-    _refuse_options(when, scan_passes and second_order)
+    _check_options(when, scan_passes, second_order)
+    argnums = check_argnums("argnums", argnums)
     make_passes = ScannedPasses if scan_passes else Passes
     make = through_the_climb if second_order else climbing
     method = make(ascent, combine, num_steps=num_steps, climb_dtype=climb_dtype)
 
-    def run(loss_fn: Callable[..., Any], params: Tree, args: Any, kwargs: Any) -> Any:
+    def run(loss_fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        params, still = split_inexact(pick(args, argnums))
+
         def loss(point: Tree, _: Tree) -> Any:
             some, named = fresh_keys((args, kwargs))
-            return loss_fn(point, *some, **named)
+            return loss_fn(*put(some, argnums, fill(point, still)), **named)
 
         passes = make_passes(loss, params, has_aux=has_aux, watched=diagnostics)
         seen = method.local(passes, ascent.init(params), decide(when, None))
@@ -108,22 +130,29 @@ def value_and_grad(
     straight = known_in_python(when) and not scan_passes
     step = run if straight else CompiledOnce(run)
 
-    def sam_value_and_grad(params: Tree, /, *args: Any, **kwargs: Any) -> Any:
-        check_leaves(params, params)
+    def sam_value_and_grad(*args: Any, **kwargs: Any) -> Any:
+        positions("argnums", argnums, len(args))
+        chosen = pick(args, argnums)
+        params, still = split_inexact(chosen)
+        check_leaves(chosen, params if allow_int else chosen)
         _refuse_state(ascent, params)
-        return step(loss_fn, params, args, kwargs)
+        out, gradient = step(loss_fn, args, kwargs)
+        return out, with_float0(gradient, still)
 
+    vars(sam_value_and_grad)["argnums"] = argnums  # m_sharpness must be told the same
     return sam_value_and_grad
 
 
-def _refuse_options(when: When, two_orders_in_a_loop: bool) -> None:
+def _check_options(when: When, scan_passes: bool, second_order: bool) -> None:
+    """Refuse what cannot be in a function without a state."""
+    check_when(when)
     if callable(when):
         raise TypeError(
             "value_and_grad keeps no count of steps, so `when` must be a bool: "
             "value_and_grad(loss_fn, ascent, when=step % 5 == 0) inside the training "
             "step, or stateful_value_and_grad(loss_fn, sam(rho, when=every_k(5)))."
         )
-    if two_orders_in_a_loop:
+    if scan_passes and second_order:
         raise ValueError(
             "second_order=True differentiates the second pass through the first, so "
             "the two cannot be trips of one loop. Leave scan_passes out."

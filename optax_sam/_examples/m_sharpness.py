@@ -8,6 +8,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from optax_sam import _devices
+from optax_sam._arguments import (
+    Argnums,
+    check_argnums,
+    float0_again,
+    pick,
+    positions,
+    put,
+    split_inexact,
+    without_float0,
+)
 from optax_sam._examples.averaging import SubBatches
 from optax_sam._examples.sub_batches import Parts, spread
 from optax_sam._keys import is_key
@@ -24,7 +34,8 @@ def m_sharpness(
     microbatch_size: int | None = None,
     axis_name: AxisName | None = None,
     mesh: Mesh | None = None,
-    batch_argnums: int | tuple[int, ...] = 1,
+    argnums: Argnums = 0,
+    batch_argnums: Argnums = 1,
     concat_aux: Any = False,
     at_once: int | None = None,
     unroll: int | bool = 1,
@@ -41,7 +52,7 @@ def m_sharpness(
     Args:
       grad_fn: a function like that of `jax.value_and_grad` or
         `optax_sam.value_and_grad`: it returns `(value, gradient)` or
-        `((value, aux), gradient)`, with respect to its first argument.
+        `((value, aux), gradient)`.
       microbatch_size: the paper's m, the number of *examples* in a sub-batch (other
         codes use "m" for the number of sub-batches). The sub-batches are contiguous
         and looped over with the memory of one.
@@ -49,8 +60,12 @@ def m_sharpness(
         several of `microbatch_size` examples.
       mesh: a device mesh that has `axis_name`: enter `jax.shard_map` from plain
         `jit`. Other axes of the mesh are left automatic.
+      argnums: positions of the arguments in which `grad_fn` differentiates, the same
+        as there: `m_sharpness(value_and_grad(..., argnums=1), argnums=1, ...)`. On a
+        mapped axis these, and no others, are made the device's own, as by `per_device`.
       batch_argnums: positions of the arguments that hold examples along their
         leading axis. Every other argument, positional or keyword, is passed whole.
+        Negative positions count from the end, here and in `argnums`.
       concat_aux: a bool, or a prefix tree of bools for aux: leaves marked `True` come
         back concatenated in batch order, the others averaged (integers and booleans
         as float32).
@@ -63,17 +78,19 @@ def m_sharpness(
 
     Returns:
       A function that takes and returns what `grad_fn` does: the averages over the
-      sub-batches. Every typed random key that it is given (also one key inside the
-      batch) is folded with the global index of the sub-batch, also when there is
-      only one.
+      sub-batches; gradients of `float0` as they are. Every typed random key that it is
+      given (also one key inside the batch) is folded with the global index of the
+      sub-batch, also when there is only one.
 
     Raises:
       ValueError: neither `microbatch_size` nor `axis_name`; `at_once` without
         `microbatch_size`; a mesh without that axis; a `microbatch_size` that does not
         divide the (per-device) batch; batch leaves of different leading sizes;
-        gradients or a value that do not vary over the axis, where JAX can tell.
+        gradients or a value that do not vary over the axis, where JAX can tell; an
+        argument in both `argnums` and `batch_argnums`; other `argnums` than those of
+        an `optax_sam.value_and_grad`.
       NameError: `axis_name` is not bound.
-      TypeError: a random key in aux.
+      TypeError: a random key in aux; positions for which no argument was given.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -89,33 +106,33 @@ def m_sharpness(
     """
     sub_batches = SubBatches(microbatch_size, axis_name, mesh, at_once, unroll)
     sub_batches.refuse_none()
-    positions = _check_positions(batch_argnums)
+    argnums = check_argnums("argnums", argnums)
+    batch_argnums = check_argnums("batch_argnums", batch_argnums)
+    _refuse_both(argnums, batch_argnums)
 
     def run(grad_fn: GradFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Parts:
+        own, cut = _places(argnums, batch_argnums, len(args))
+
         def part(params: Tree, examples: Tree, rest: Any) -> Parts:
-            others, kwargs = rest
-            arguments = [params, *others[1:]]
-            for position, some in zip(positions, examples, strict=True):
-                arguments[position] = some
-            out = grad_fn(*arguments, **kwargs)
+            others, still, kwargs = rest
+            arguments = put(others, cut, examples)
+            out = grad_fn(*put(arguments, own, fill(params, still)), **kwargs)
             return _taken_apart(out, concat_aux, sub_batches.names)
 
-        batch = tuple(args[i] for i in positions)
-        others = tuple(None if i in (0, *positions) else x for i, x in enumerate(args))
-        return sub_batches.average(part, args[0], batch, (others, kwargs))
+        params, still = split_inexact(pick(args, own))
+        others = [None if i in own + cut else x for i, x in enumerate(args)]
+        rest = others, still, kwargs
+        return sub_batches.average(part, params, pick(args, cut), rest)
 
     once = CompiledOnce(run)
 
     def averaged(*args: Any, **kwargs: Any) -> tuple[Any, Tree]:
-        if max(positions) >= len(args):
-            raise TypeError(
-                f"batch_argnums = {positions}, but only {len(args)} positional "
-                f"arguments were given. Pass the batch by position."
-            )
+        own, _ = _places(argnums, batch_argnums, len(args))
+        _refuse_others(own, getattr(grad_fn, "argnums", own), len(args))
         parts: Parts = once(grad_fn, args, kwargs)
         value, gradient, averaged = parts.averaged
         aux = fill(averaged, parts.rows)
-        return ((value, *aux) if aux else value), gradient
+        return ((value, *aux) if aux else value), float0_again(gradient)
 
     return averaged
 
@@ -126,6 +143,7 @@ def _taken_apart(
     """What `grad_fn` returned, checked; aux in a list of one, or of none."""
     value, gradient = out
     value, aux = (value[0], [value[1]]) if isinstance(value, tuple) else (value, [])
+    gradient = without_float0(gradient)
     _refuse_keys(aux)
     _devices.refuse_averaged_value(value, names)
     _devices.refuse_unvarying(gradient, names, "gradient")
@@ -144,11 +162,34 @@ def _refuse_keys(aux: Tree) -> None:
             )
 
 
-def _check_positions(batch_argnums: int | tuple[int, ...]) -> tuple[int, ...]:
-    positions = batch_argnums if isinstance(batch_argnums, tuple) else (batch_argnums,)
-    if not positions or min(positions) < 1:
+def _places(
+    argnums: int | tuple[int, ...], batch_argnums: int | tuple[int, ...], count: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What is differentiated and what holds examples, of so many arguments."""
+    own = positions("argnums", argnums, count)
+    cut = positions("batch_argnums", batch_argnums, count)
+    _refuse_both(own, cut)
+    return own, cut
+
+
+def _refuse_both(argnums: Argnums, batch_argnums: Argnums) -> None:
+    own, cut = ({x} if isinstance(x, int) else set(x) for x in (argnums, batch_argnums))
+    for i in own & cut:
         raise ValueError(
-            f"batch_argnums = {batch_argnums}: argument 0 is what is differentiated, "
-            f"so examples stand at positions 1 and up, as in loss(params, batch)."
+            f"argnums = {argnums} and batch_argnums = {batch_argnums} both name "
+            f"argument {i}, but examples are cut into sub-batches, and what is "
+            f"differentiated is whole in each. For loss(params, batch) write "
+            f"argnums=0, batch_argnums=1; for loss(batch, params) argnums=1, "
+            f"batch_argnums=0."
         )
-    return positions
+
+
+def _refuse_others(own: tuple[int, ...], argnums: Any, count: int) -> None:
+    """Refuse where a gradient would be summed over devices before anyone sees it."""
+    theirs = positions("argnums", argnums, count)
+    if set(theirs) != set(own):
+        raise ValueError(
+            f"value_and_grad differentiates in the arguments {theirs}, but m_sharpness "
+            f"was told {own}: on a mapped axis what it makes the device's own must be "
+            f"what is differentiated. Write m_sharpness(..., argnums={argnums})."
+        )
