@@ -154,7 +154,7 @@ def test_what_has_no_gradient_at_all(compiled):
 @pytest.mark.parametrize(
     "leaf",
     [3, True, np.uint8(3), np.arange(3), jnp.ones(2, bool), jax.random.key, None, 2.5],
-    ids=repr,
+    ids=lambda x: getattr(x, "__name__", repr(x)),
 )
 @pytest.mark.parametrize("when", [True, np.bool_(True)], ids=["straight", "compiled"])
 def test_leaves_of_every_kind(leaf, when):

@@ -586,3 +586,41 @@ def test_diagnostics_with_the_average_behind():
 
     with pytest.raises(ValueError, match=r"diagnostics.*axis_name='data'.*mean_over"):
         over_devices(step)
+
+
+@pytest.mark.parametrize("wrong", [loss, jax.grad(loss), lambda w, x: (w["a"], w)])
+@pytest.mark.parametrize("options", [{"microbatch_size": 2}, {"microbatch_size": 8}])
+def test_m_sharpness_of_what_gives_no_value_and_gradient(wrong, options):
+    with pytest.raises(TypeError, match=r"\(value, gradient\).*value_and_grad"):
+        optax_sam.m_sharpness(wrong, **options)(params(), jnp.asarray(BATCH))
+
+
+def with_plain_aux(w, x):
+    return loss(w, x), {"n": 3, "s": "text", "a": x.sum(), "f": 1.5}
+
+
+@pytest.mark.parametrize("context", ["micro-batches", "mesh", "shard_map"])
+@pytest.mark.parametrize("scan_passes", [False, True])
+def test_aux_of_numbers_and_text(context, scan_passes):
+    """Numbers are averaged like arrays, text comes back as it is."""
+    grad_fn = value_and_grad(
+        with_plain_aux, steepest_ascent(0.1), has_aux=True, scan_passes=scan_passes
+    )
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    options = {
+        "micro-batches": {"microbatch_size": 2},
+        "mesh": {"axis_name": "data", "mesh": mesh},
+        "shard_map": {"axis_name": "data"},
+    }[context]
+    split = optax_sam.m_sharpness(grad_fn, **options)
+
+    def step(w, x):
+        (value, aux), grads = split(w, x)
+        assert aux.pop("s") == "text"
+        return value, aux, grads
+
+    if context == "shard_map":
+        _, aux, _ = over_devices(step)
+    else:
+        _, aux, _ = quick_jit(step)(params(), jnp.asarray(BATCH))
+    assert (aux["n"], aux["f"]) == (3, 1.5)

@@ -522,11 +522,9 @@ def test_equinox_model_as_it_is():
 # --- Levanter -----------------------------------------------------------------------
 
 LEVANTER = "Levanter"  # a chapter
-until_obj_fn = pytest.mark.xfail(strict=False, reason="until `obj_fn=` is taken")
 
 
 @slow
-@until_obj_fn
 def test_levanter():
     names = last(LEVANTER)
     model = eqx.nn.MLP(8, 3, 16, 1, key=jax.random.key(1))
@@ -542,7 +540,6 @@ def test_levanter():
     assert_close(names["loss"], losses[-1])
 
 
-@until_obj_fn
 def test_levanter_has_no_micro_batches():
     tx = optax_sam.m_sam(microbatch_size=2)
     params = jnp.ones(2)
@@ -563,11 +560,9 @@ def test_levanter_a_chain_takes_extra_arguments():
 # --- MaxText ------------------------------------------------------------------------
 
 MAXTEXT = "MaxText"  # a chapter
-until_argnums = pytest.mark.xfail(strict=False, reason="until `argnums` is taken")
 
 
 @slow
-@until_argnums
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_maxtext(accumulate):
     names = last(MAXTEXT)
@@ -606,7 +601,6 @@ def test_maxtext(accumulate):
 
 
 @slow
-@until_argnums
 def test_maxtext_two_trees_have_one_norm():
     names = last(MAXTEXT)
     params, scales, *rest = names["arguments"]
@@ -691,18 +685,7 @@ def test_tunix_without_lora():
 
 
 @slow
-@pytest.mark.parametrize(
-    "by_name",
-    [
-        False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(
-                strict=False, reason="NNX takes all that is named for one argument"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("by_name", [False, True])
 def test_tunix_micro_batches_want_positions(by_name):
     names = last(TUNIX)
     model, (x, y) = names["trainer"].model, names["batches"][0]
@@ -776,7 +759,6 @@ def test_kauldron_images_would_climb_and_count():
 
 
 @slow
-@pytest.mark.xfail(strict=False, reason="until `allow_int` is taken")
 def test_kauldron_with_its_own_call():
     names = last(KAULDRON)
     x, y = names["batches"][0]

@@ -1,5 +1,6 @@
 """Over which examples: one climb for each sub-batch, one average of the gradients."""
 
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from optax_sam._arguments import (
 from optax_sam._examples.averaging import SubBatches
 from optax_sam._examples.sub_batches import Parts, spread
 from optax_sam._keys import is_key
-from optax_sam._once import CompiledOnce
+from optax_sam._once import CompiledOnce, Static, is_array, unboxed
 from optax_sam._trees import fill, keystr, partition
 from optax_sam._types import AxisName, Tree
 
@@ -131,7 +132,7 @@ def m_sharpness(
         _refuse_others(own, getattr(grad_fn, "argnums", own), len(args))
         parts: Parts = once(grad_fn, args, kwargs)
         value, gradient, averaged = parts.averaged
-        aux = fill(averaged, parts.rows)
+        aux = fill(unboxed(averaged), unboxed(parts.rows))
         return ((value, *aux) if aux else value), float0_again(gradient)
 
     return averaged
@@ -141,14 +142,45 @@ def _taken_apart(
     out: tuple[Any, Tree], concat_aux: Any, names: tuple[str, ...]
 ) -> Parts:
     """What `grad_fn` returned, checked; aux in a list of one, or of none."""
-    value, gradient = out
-    value, aux = (value[0], [value[1]]) if isinstance(value, tuple) else (value, [])
+    value, aux, gradient = _value_aux_gradient(out)
     gradient = without_float0(gradient)
     _refuse_keys(aux)
     _devices.refuse_averaged_value(value, names)
     _devices.refuse_unvarying(gradient, names, "gradient")
-    averaged, rows = partition(aux, spread(concat_aux, aux))
+    averaged, rows = map(_boxed, partition(aux, spread(concat_aux, aux)))
     return Parts((value, gradient, averaged), jax.tree.map(jnp.atleast_1d, rows))
+
+
+def _value_aux_gradient(out: Any) -> tuple[Any, list[Any], Tree]:
+    pair = isinstance(out, tuple) and len(out) == 2
+    value = out[0] if pair else None
+    value, aux = (value[0], [value[1]]) if isinstance(value, tuple) else (value, [])
+    if (
+        not pair
+        or not isinstance(value, (jax.Array, numbers.Number))
+        or jnp.shape(value)
+    ):
+        raise TypeError(
+            "m_sharpness averages what a function like jax.value_and_grad(loss_fn) "
+            "returns, (value, gradient), or ((value, aux), gradient), but this one "
+            f"returned {type(out).__name__}. Write m_sharpness(optax_sam."
+            f"value_and_grad(loss_fn, steepest_ascent(rho)), ...), not a loss and not "
+            f"jax.grad of one."
+        )
+    return value, aux, out[1]
+
+
+def _is_scalar(x: Any) -> bool:
+    return _is_data(x) and jnp.shape(x) == ()
+
+
+def _is_data(x: Any) -> bool:
+    return is_array(x) or isinstance(x, numbers.Number)
+
+
+def _boxed(tree: Tree) -> Tree:
+    """The tree, with what is neither an array nor a number kept out of the program."""
+    return jax.tree.map(lambda x: x if _is_data(x) else Static(x), tree)
 
 
 def _refuse_keys(aux: Tree) -> None:
