@@ -163,9 +163,11 @@ class Row:
     def step(self):
         """`step(grads, state, params)`, compiled; every trace is noted in `traces`."""
 
+        tx = self.tx  # made outside of the trace, which its key would be caught in
+
         def step(grads, state, params):
             self.traces.append(1)
-            return self.update(self.tx, grads, state, params)
+            return self.update(tx, grads, state, params)
 
         return jax.jit(step)
 

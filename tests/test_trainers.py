@@ -341,7 +341,8 @@ class TestKeras:
             concat_aux={"pred": True, "others": False},
         )
         twice = jnp.concatenate([x[:16], x[:16]])
-        (_, aux), _ = jax.jit(averaged)(params, twice, others)
+        with pytest.warns(UserWarning, match="raw random key"):
+            (_, aux), _ = jax.jit(averaged)(params, twice, others)
         (seed,) = [v for v in aux["others"] if v.shape == (2,)]
         assert seed.dtype == jnp.float32  # no seed any more
         # Equal halves, one mask: equal outputs.

@@ -108,8 +108,7 @@ def value_and_grad(
     Reference: Foret et al. 2021, algorithm 1; equation 3 and appendix C.4 for
       `second_order`.
     """
-    check_ascent(ascent)
-    _check_options(when, scan_passes, second_order)
+    _check_options(ascent, when, scan_passes, second_order)
     argnums = check_argnums("argnums", argnums)
     make_passes = ScannedPasses if scan_passes else Passes
     make = through_the_climb if second_order else climbing
@@ -127,8 +126,7 @@ def value_and_grad(
         shown = [seen.aux] * has_aux + [seen.report] * diagnostics
         return with_aux(seen.value, shown), seen.gradient
 
-    straight = known_in_python(when) and not scan_passes
-    step = run if straight else CompiledOnce(run)
+    step = CompiledOnce(run) if scan_passes or not known_in_python(when) else run
 
     def sam_value_and_grad(*args: Any, **kwargs: Any) -> Any:
         positions("argnums", argnums, len(args))
@@ -143,8 +141,11 @@ def value_and_grad(
     return sam_value_and_grad
 
 
-def _check_options(when: When, scan_passes: bool, second_order: bool) -> None:
+def _check_options(
+    ascent: Any, when: When, scan_passes: bool, second_order: bool
+) -> None:
     """Refuse what cannot be in a function without a state."""
+    check_ascent(ascent)
     check_when(when)
     if callable(when):
         raise TypeError(

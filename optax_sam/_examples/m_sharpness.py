@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from optax_sam import _devices
@@ -155,11 +156,7 @@ def _value_aux_gradient(out: Any) -> tuple[Any, list[Any], Tree]:
     pair = isinstance(out, tuple) and len(out) == 2
     value = out[0] if pair else None
     value, aux = (value[0], [value[1]]) if isinstance(value, tuple) else (value, [])
-    if (
-        not pair
-        or not isinstance(value, (jax.Array, numbers.Number))
-        or jnp.shape(value)
-    ):
+    if not (pair and _is_scalar(value)):
         raise TypeError(
             "m_sharpness averages what a function like jax.value_and_grad(loss_fn) "
             "returns, (value, gradient), or ((value, aux), gradient), but this one "
@@ -171,7 +168,7 @@ def _value_aux_gradient(out: Any) -> tuple[Any, list[Any], Tree]:
 
 
 def _is_scalar(x: Any) -> bool:
-    return _is_data(x) and jnp.shape(x) == ()
+    return _is_data(x) and np.ndim(x) == 0
 
 
 def _is_data(x: Any) -> bool:
