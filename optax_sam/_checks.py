@@ -116,7 +116,8 @@ def check_floats(tree: Tree, what: str) -> None:
                 f"The {what} leaf {keystr(path) or '(the root)'} has dtype {dtype}: "
                 f"only real floating-point leaves can be moved. Leave it out of the "
                 f"tree that is differentiated (None in its place will do, as "
-                f"equinox.partition writes it), or pass it to the loss as an argument."
+                f"equinox.partition writes it), pass it to the loss as an argument, or "
+                f"say allow_int=True in value_and_grad."
             )
 
 
