@@ -184,6 +184,7 @@ def train(make, whole, value_fn, **options):
     return whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPLIT)
 def test_split_by_hand_is_the_whole(name, x64):
     """Projections, norms and averages of the whole tree, a part on each device."""
@@ -291,6 +292,7 @@ def test_what_a_descent_in_place_of_a_climb_looks_like():
     assert state.diagnostics.sharpness > 0
 
 
+@pytest.mark.slow
 def test_rho_that_follows_the_learning_rate_behind_accumulated_gradients():
     """The recipe: MultiSteps behind SAM asks the optimizer every k-th step only."""
     k, steps = 4, 10
@@ -423,6 +425,7 @@ def test_debug_nans_with_a_given_gradient_and_no_value():
     assert jnp.isnan(state.diagnostics.loss)
 
 
+@pytest.mark.slow
 @every_product
 def test_parameters_that_are_numbers_of_python(name):
     def of_number(w, x):

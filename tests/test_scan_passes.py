@@ -37,6 +37,10 @@ pytestmark = pytest.mark.usefixtures("x64")
 SCANNED = {"scan_passes": True}
 
 
+def slow(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 # --- The same numbers ----------------------------------------------------------------
 
 #: Whose passes are not alike, or no more than one.
@@ -85,6 +89,7 @@ def test_gradient_function_against_the_loop(context, microbatch_size):
     assert_same(aux | rows, expected.aux)
 
 
+@pytest.mark.slow
 @everywhere
 def test_transformation_against_the_loop(context, microbatch_size):
     product = functools.partial(optax_sam.m_sam, RHO, **SCANNED)
@@ -139,7 +144,9 @@ def assert_equal(got, want):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("product", ["sam", "gsam", "friendly_sam", "look_sam"])
+@pytest.mark.parametrize(
+    "product", ["sam", slow("gsam"), slow("friendly_sam"), "look_sam"]
+)
 def test_straight_and_scanned(product, options):
     make, options = getattr(optax_sam, product), OPTIONS[options]
     want, got = (steps_of(make, **options, **o) for o in ({}, SCANNED))
@@ -149,7 +156,7 @@ def test_straight_and_scanned(product, options):
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("split", [P(), P("model")])
-@pytest.mark.parametrize("options", ["plain", "three steps", "every second"])
+@pytest.mark.parametrize("options", ["plain", slow("three steps"), "every second"])
 def test_sharded_arguments(kind, split, options):
     """Batches split along one axis, parameters along another or not at all."""
     devices = np.array(jax.devices()).reshape(4, 2)
@@ -186,7 +193,9 @@ def test_sharded_arguments(kind, split, options):
 # --- Gradients through it, and seeds side by side ------------------------------------
 
 
-@pytest.mark.parametrize("options", ["plain", "three steps", "every second"])
+@pytest.mark.parametrize(
+    "options", ["plain", slow("three steps"), slow("every second")]
+)
 def test_gradients_through_three_steps(options):
     """Straight-line passes give the same, and so do finite differences."""
 

@@ -145,7 +145,9 @@ def test_tensor_parallel_on_an_explicit_mesh(microbatch_size, scan_passes):
         assert "all-gather" not in counts(compiled)
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(
+    "compiled", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     ("product", "options"),
     [

@@ -149,4 +149,4 @@ def _noise_like(
         rows = once(jax.vmap(lambda k, s=shape, d=dtype: draw(k, s, d))(keys))
         for i, row in zip(numbers, rows, strict=True):
             drawn[i] = row
-    return jax.tree.unflatten(structure, once(drawn))
+    return jax.tree.unflatten(structure, [once(x) for x in drawn])
