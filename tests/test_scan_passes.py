@@ -471,3 +471,34 @@ def test_half_precision_is_warned_of():
     with pytest.warns(UserWarning, match="half precision") as seen:
         tx.update(None, tx.init(params), params, value_fn=loss, batch=batch)
     assert seen[0].filename == __file__
+
+
+# --- What the loop carries -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("product", "options", "copies"),
+    [
+        ("sam", {}, 1),  # the next point, and at the end the gradient
+        ("sam", {"when": optax_sam.every_k(5)}, 1),
+        ("sam", {"num_steps": 3}, 2),  # and the climb so far
+        ("sam", {"diagnostics": True}, 2),  # and the clean gradient
+        ("gsam", {}, 2),
+        ("friendly_sam", {}, 2),
+        ("look_sam", {}, 2),
+    ],
+)
+def test_as_little_as_there_can_be(product, options, copies):
+    params, batch = problem()
+    tx = getattr(optax_sam, product)(RHO, **options, **SCANNED)
+
+    def update(params):
+        state = tx.init(params)
+        return tx.update(None, state, params, value_fn=loss, batch=batch)
+
+    (loop,) = [
+        e for e in jax.make_jaxpr(update)(params).eqns if e.primitive.name == "scan"
+    ]
+    sizes = [v.aval.size for v in loop.outvars]  # nothing else comes out of it
+    whole = sum(x.size for x in jax.tree.leaves(params))
+    assert sum(n for n in sizes if n > 1) == copies * whole
