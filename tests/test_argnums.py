@@ -188,6 +188,7 @@ SLOW = pytest.mark.slow
 AUX = pytest.mark.parametrize("has_aux", [pytest.param(False, marks=SLOW), True])
 
 
+@pytest.mark.slow
 @BOTH
 @AUX
 @pytest.mark.parametrize("scan_passes", [False, True])
@@ -200,6 +201,7 @@ def test_steps_and_scanned_passes(argnums, has_aux, scan_passes, num_steps):
     assert_equal_but_for_rounding(got, expected)
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("scan_passes", [False, True])
 @pytest.mark.parametrize("when", [False, True])
@@ -215,6 +217,7 @@ def test_when(argnums, scan_passes, when, traced):
     assert_equal_but_for_rounding(got, (out, climbed if when else clean))
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("second_order", [False, True])
 @AUX
@@ -236,6 +239,7 @@ def test_diagnostics(argnums, second_order, has_aux):
     assert report.num_gradients == (4 if second_order else 2)
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("when", [True, np.bool_(True)], ids=["straight", "compiled"])
 @pytest.mark.parametrize("num_steps", [1, pytest.param(2, marks=SLOW)])
@@ -289,6 +293,7 @@ def test_ascent_and_combine_see_floats_alone(argnums, second_order):
     assert len(set(seen)) == 1
 
 
+@pytest.mark.slow
 def test_climb_dtype():
     fn = sam((0, 1), climb_dtype=jnp.float32)
     _, gradient = fn(*arrays())
@@ -509,6 +514,7 @@ def test_integers_do_not_travel():
     assert with_them.count("all_reduce") == without.count("all_reduce") > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["one device", "mesh"])
 def test_keys_that_are_differentiated_are_folded(context):
     # Like all that a step is given: a sub-batch draws its own numbers.

@@ -349,6 +349,7 @@ def test_raw_keys_are_warned_of():
         split(params(), jnp.asarray(BATCH), jax.random.PRNGKey(0))
 
 
+@pytest.mark.slow
 def test_the_checker_for_the_reuse_of_keys(recwarn):
     """Both passes of a step see the same key, on purpose."""
 
@@ -408,6 +409,7 @@ def test_strict_promotion_of_double_precision_beside_single(name, x64):
         two_steps(name, w, careful(name, jnp.float64), diagnostics=True)
 
 
+@pytest.mark.slow
 @every_product
 def test_debug_nans(name):
     """Diagnostics name what no pass has shown without stopping the training."""
