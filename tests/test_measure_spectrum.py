@@ -199,7 +199,7 @@ def weighted(spectrum):
 
 
 @partial(jit, static_argnames=("num_samples", "num_iters"))
-def density_of(eigenvalues, num_samples=4, num_iters=16):
+def density_of(eigenvalues, num_samples=4, num_iters=16, **options):
     return spectral_density(
         lambda w: 0.5 * jnp.sum(eigenvalues * w**2),
         jnp.ones(len(eigenvalues)),
@@ -207,6 +207,7 @@ def density_of(eigenvalues, num_samples=4, num_iters=16):
         num_samples=num_samples,
         num_iters=num_iters,
         num_points=400,
+        **options,
     )
 
 
