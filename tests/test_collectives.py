@@ -274,6 +274,18 @@ def test_sam_averages_twice(context):
     assert counts(on_devices(full_batch_sam(context))) == {"all-reduce": 2}
 
 
+def test_scanned_passes_average_as_often():
+    """SAM once in each of two trips, m-SAM once behind the loop."""
+    scanned = optax_sam.value_and_grad(loss, ASCENT, scan_passes=True)
+    assert counts(on_devices(step_with(scanned))) == {"all-reduce": 2}
+    mesh = mesh_of(data=DEVICES)
+    for size in (None, 2):
+        m_sam = optax_sam.m_sharpness(
+            scanned, axis_name="data", mesh=mesh, microbatch_size=size
+        )
+        assert counts(on_devices(step_with(m_sam))) == {"all-reduce": 1}
+
+
 @pytest.mark.parametrize("microbatch_size", [None, 2], ids=["", "micro-batches"])
 @pytest.mark.parametrize("context", ["jit", *MAPS])
 @pytest.mark.parametrize("door", [1, 2])

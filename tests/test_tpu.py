@@ -70,7 +70,6 @@ def measure(topology):
         "SAM": (SAM, WHOLE, MANY),
         "m-SAM": (m_sam(SAM), WHOLE, MANY),
         "m-SAM in a loop": (m_sam(SAM, size), WHOLE, MANY),
-        "SAM, scanned": (SCANNED, WHOLE, MANY),
         "m-SAM, scanned": (m_sam(SCANNED), WHOLE, MANY),
         "m-SAM in a loop, scanned": (m_sam(SCANNED, size), WHOLE, MANY),
         "m-SAM with BatchNorm": (m_sam(BATCH_NORM_SAM, size), WHOLE, MANY),
@@ -126,7 +125,6 @@ def test_number_of_devices(topology):
         ("SAM", 2),
         ("m-SAM", 1),
         ("m-SAM in a loop", 1),
-        ("SAM, scanned", 2),  # one in the text, in a loop of two trips
         ("m-SAM, scanned", 1),
         ("m-SAM in a loop, scanned", 1),
         ("m-SAM with BatchNorm", 1),
