@@ -42,7 +42,8 @@ def find_loss(
             "must see it: update(None, state, params, value_fn=loss_fn, "
             "batch=batch), with loss_fn(params, batch)."
         )
-    return loss  # type: ignore[no-any-return]
+    found: Callable[..., Any] = loss
+    return found
 
 
 def _refuse_missing(params: Tree, extra_args: dict[str, Any]) -> None:
