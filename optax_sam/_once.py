@@ -1,5 +1,6 @@
 """Outside of `jit`: what has loops or conditions is compiled once for each loss."""
 
+import numbers
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ class Static:
 def is_array(x: Any) -> bool:
     """Whether a program can carry `x`."""
     return isinstance(x, (jax.Array, np.ndarray, np.generic))
+
+
+def is_data(x: Any) -> bool:
+    """Whether `x` is an array, or a number that can become one."""
+    return is_array(x) or isinstance(x, numbers.Number)
 
 
 def boxed(tree: Any) -> Any:

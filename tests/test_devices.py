@@ -313,11 +313,11 @@ def run(run_in, problem, step):
 # --- Door 2: m_sharpness around a gradient function ----------------------------------
 
 
-@everywhere
-def test_gradient_function(context, microbatch_size):
+def check_gradient_function(context, microbatch_size, **more):
+    """Value, aux of every kind and gradient are those of the loop over sub-batches."""
     options = CONTEXTS[context].options(microbatch_size)
     ascent = optax_sam.steepest_ascent(RHO)
-    grad_fn = optax_sam.value_and_grad(network, ascent, has_aux=True)
+    grad_fn = optax_sam.value_and_grad(network, ascent, has_aux=True, **more)
     split = optax_sam.m_sharpness(grad_fn, concat_aux=NETWORK.rows, **options)
 
     def step(params, examples, key):
@@ -331,6 +331,11 @@ def test_gradient_function(context, microbatch_size):
     assert_same(value, expected.value)
     assert_same(aux | rows, expected.aux)
     assert aux["hits"].dtype == aux["any_hit"].dtype == np.float32
+
+
+@everywhere
+def test_gradient_function(context, microbatch_size):
+    check_gradient_function(context, microbatch_size)
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,14 @@ from jax.sharding import PartitionSpec as P
 from problems import quick_jit
 from recorded import TAKES_ITS_OWN, record, recorded, rows
 from test_devices import (
-    CONTEXTS,
     NETWORK,
     ON_EACH,
     RHO,
     STEPS,
     assert_same,
+    check_gradient_function,
     everywhere,
-    network,
     oracle,
-    run,
     train_with,
 )
 from test_recorded import EVERY_TIME
@@ -71,22 +69,7 @@ def test_as_recorded(numbers, product, context):
 @everywhere
 def test_gradient_function_against_the_loop(context, microbatch_size):
     """BatchNorm statistics, dropout keys, counts and rows in aux, on all devices."""
-    options = CONTEXTS[context].options(microbatch_size)
-    grad_fn = optax_sam.value_and_grad(
-        network, optax_sam.steepest_ascent(RHO), has_aux=True, **SCANNED
-    )
-    split = optax_sam.m_sharpness(grad_fn, concat_aux=NETWORK.rows, **options)
-
-    def step(params, examples, key):
-        (value, aux), grads = split(params, examples, key=key)
-        rows = {name: aux.pop(name) for name in ("logits", "mask")}
-        return (value, aux, grads), rows
-
-    (value, aux, grads), rows = run(CONTEXTS[context].run, NETWORK, step)
-    expected = oracle(NETWORK, microbatch_size or ON_EACH)
-    assert_same(grads, expected.gradient)
-    assert_same(value, expected.value)
-    assert_same(aux | rows, expected.aux)
+    check_gradient_function(context, microbatch_size, **SCANNED)
 
 
 @pytest.mark.slow

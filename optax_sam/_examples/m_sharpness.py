@@ -1,6 +1,5 @@
 """Over which examples: one climb for each sub-batch, one average of the gradients."""
 
-import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +22,7 @@ from optax_sam._arguments import (
 from optax_sam._examples.averaging import SubBatches
 from optax_sam._examples.sub_batches import Parts, spread
 from optax_sam._keys import is_key
-from optax_sam._once import CompiledOnce, Static, is_array, unboxed
+from optax_sam._once import CompiledOnce, Static, is_data, unboxed
 from optax_sam._trees import fill, keystr, partition
 from optax_sam._types import AxisName, Tree
 
@@ -168,16 +167,12 @@ def _value_aux_gradient(out: Any) -> tuple[Any, list[Any], Tree]:
 
 
 def _is_scalar(x: Any) -> bool:
-    return _is_data(x) and np.ndim(x) == 0
-
-
-def _is_data(x: Any) -> bool:
-    return is_array(x) or isinstance(x, numbers.Number)
+    return is_data(x) and np.ndim(x) == 0
 
 
 def _boxed(tree: Tree) -> Tree:
     """The tree, with what is neither an array nor a number kept out of the program."""
-    return jax.tree.map(lambda x: x if _is_data(x) else Static(x), tree)
+    return jax.tree.map(lambda x: x if is_data(x) else Static(x), tree)
 
 
 def _refuse_keys(aux: Tree) -> None:

@@ -1,14 +1,13 @@
 """Sub-batches: cut the batch, tell their random keys apart, loop, average."""
 
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from optax_sam._devices import zeros
+from optax_sam._once import is_data
 from optax_sam._trees import keystr, widen
 from optax_sam._types import Tree
 
@@ -59,7 +58,7 @@ def batch_size(examples: Tree) -> int:
 
 
 def _refuse_no_array(path: Any, x: Any) -> None:
-    if not isinstance(x, (jax.Array, np.ndarray, np.generic, numbers.Number)):
+    if not is_data(x):
         raise TypeError(
             f"The batch leaf {keystr(path) or '(the root)'} is a {type(x).__name__}, "
             f"which has no examples to take a part of. Pass it to the loss outside of "
