@@ -9,18 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import evaluation
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import label_noise
 import numpy as np
 import pytest
-import report
-import tasks
-import training
 from rich.console import Console
-from training import Kind, Settings
+
+from benchmarks.accuracy import label_noise
+from benchmarks.lib import evaluation, report, tasks, training
+from benchmarks.lib.training import Kind, Settings
 
 ROOT = Path(__file__).parents[1]
 REPORTED = json.loads((report.RESULTS / "label_noise.json").read_text(encoding="utf-8"))
@@ -211,7 +209,7 @@ def test_tables_fit_a_pipe(tmp_path, monkeypatch):
 
 
 def script(*options, root=ROOT):
-    return python("benchmarks/label_noise.py", *options, root=root)
+    return python("-m", "benchmarks.accuracy.label_noise", *options, root=root)
 
 
 @pytest.mark.slow
@@ -253,8 +251,17 @@ def test_what_is_written_unasked_goes_to_out(options, folder, tmp_path, monkeypa
         assert (chosen.out / name).read_bytes() == committed
 
 
+@pytest.mark.parametrize("folder", ["lib", "accuracy", "cost", "pods"])
+def test_folders_need_themselves_and_what_is_shared(folder):
+    for path in (ROOT / "benchmarks" / folder).glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        needs = set(re.findall(r"^ *from benchmarks\.(\w+)", text, re.MULTILINE))
+        assert needs <= {folder, "lib"}, path
+        assert folder != "lib" or "__main__" not in text, path
+
+
 def test_no_script_names_the_committed_results_itself():
-    scripts = set((ROOT / "benchmarks").glob("*.py"))
+    scripts = set((ROOT / "benchmarks").glob("*/*.py"))
     for path in scripts - {Path(report.__file__)}:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"report\.RESULTS|[\"']results[\"']", text), path
@@ -264,13 +271,13 @@ def test_no_script_names_the_committed_results_itself():
 
 
 def test_commands_in_results_are_without_folders(monkeypatch):
-    path = "/somewhere/benchmarks/gpu.py"
+    path = "/somewhere/benchmarks/cost/gpu.py"
     options = ["--only", "ViT", "--out", "/a b", "--checkpoint=/c", "--minutes", "3.5"]
     monkeypatch.setattr("sys.argv", [path, *options])
-    assert report.command() == "python benchmarks/gpu.py --only ViT --minutes 3.5"
+    assert report.command() == "python -m benchmarks.cost.gpu --only ViT --minutes 3.5"
     for file in report.RESULTS.glob("*.json"):
         command = json.loads(file.read_text(encoding="utf-8"))["command"]
-        assert re.fullmatch(r"python benchmarks/\w+\.py( [^/~]+)*", command), file
+        assert re.fullmatch(r"python -m benchmarks(\.\w+){2}( [^/~]+)*", command), file
 
 
 def test_only_a_part_needs_the_others(tmp_path):

@@ -2,17 +2,13 @@
 
 import json
 
-import complements
 import jax
 import jax.numpy as jnp
 import numpy as np
-import paper_claims
-import paper_figures
-import peers
 import pytest
-import report
-import runs
-import tasks
+
+from benchmarks.accuracy import complements, paper_claims, paper_figures, peers
+from benchmarks.lib import report, runs, tasks
 
 
 def reported(name):

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 import pytorch_optimizer
 import torch
-import training
 from pytorch_optimizer.optimizer import utils
-from tasks import Examples, Task
 from torch import nn
 
+from benchmarks.lib import training
+from benchmarks.lib.tasks import Examples, Task
+
 if TYPE_CHECKING:
-    from peers import Job
+    from benchmarks.accuracy.peers import Job
 
 
 class TorchTraining:

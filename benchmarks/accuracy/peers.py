@@ -38,20 +38,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import evaluation
 import jax
 import numpy as np
 import optax
-import report
-import training
-from label_noise import COMPARISONS, tiny
 from optax import contrib
 from rich.console import Console
 from rich.table import Table
-from tasks import CLASSES, DIGITS, MNIST, Examples, Split, Task
-from training import Network, Settings
 
 import optax_sam
+from benchmarks.accuracy.label_noise import COMPARISONS, tiny
+from benchmarks.lib import evaluation, report, training
+from benchmarks.lib.tasks import CLASSES, DIGITS, MNIST, Examples, Split, Task
+from benchmarks.lib.training import Network, Settings
 
 OURS, CONTRIB, TORCH = "optax_sam", "optax.contrib.sam", "pytorch_optimizer"
 SGD, TORCH_SGD = "SGD (Optax)", "SGD (PyTorch)"
@@ -171,7 +169,7 @@ def jax_step(name: str, task: Task, tx):
 def start(name: str, job: Job, seed: int, data: Examples):
     if name not in TORCH_METHODS:
         return JaxTraining(name, job, seed, data)
-    import peers_torch
+    from benchmarks.accuracy import peers_torch
 
     peers_torch.torch.set_num_threads(TORCH_THREADS)
     return peers_torch.TorchTraining(name == TORCH, job, seed, data)
@@ -249,9 +247,14 @@ def peak() -> float:
 
 
 def memory(name: str, job: Job, smoke: bool) -> dict[str, float]:
-    command = [sys.executable, __file__, "--memory-of", name, "--network", job.name]
+    command = [sys.executable, "-m", "benchmarks.accuracy.peers"]
+    command += ["--memory-of", name, "--network", job.name]
     done = subprocess.run(
-        command + ["--smoke"] * smoke, capture_output=True, text=True, check=True
+        command + ["--smoke"] * smoke,
+        cwd=report.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -39,23 +39,20 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import hlo
 import jax
 import jax.numpy as jnp
-import methods
 import numpy as np
 import optax
-import report
-import tasks
-from decoder import Decoder
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from methods import BY_NAME, EVERY, Setting
 from optax import contrib
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
 import optax_sam
+from benchmarks.cost.decoder import Decoder
+from benchmarks.lib import hlo, methods, report, tasks
+from benchmarks.lib.methods import BY_NAME, EVERY, Setting
 
 STEPS = 10  # each turn starts from the same state: a fifth of the steps climb in all
 ROUNDS = 9

@@ -21,14 +21,11 @@ from typing import Any
 from unittest import mock
 
 import flax.linen as nn
-import hlo
 import jax
 import jax.numpy as jnp
-import report
-import tasks
-import training
 from rich.table import Table
 
+from benchmarks.lib import hlo, report, tasks, training
 from optax_sam import every_k, m_sharpness, sam, steepest_ascent, value_and_grad
 
 BATCH, PART, SIDE, K, TURNS = 128, 32, 14, 5, 15

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tasks import Examples, Task
 
 import optax_sam
+from benchmarks.lib.tasks import Examples, Task
 
 WARM_UP = 0.05  # the share of the steps; a cosine to zero follows
 MOMENTUM = 0.9
