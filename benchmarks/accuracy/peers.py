@@ -36,7 +36,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -46,10 +45,10 @@ from rich.console import Console
 from rich.table import Table
 
 import optax_sam
-from benchmarks.accuracy.label_noise import COMPARISONS, tiny
+from benchmarks.accuracy.peers_jobs import Job, batches, jobs
 from benchmarks.lib import evaluation, report, training
-from benchmarks.lib.tasks import CLASSES, DIGITS, MNIST, Examples, Split, Task
-from benchmarks.lib.training import Network, Settings
+from benchmarks.lib.tasks import CLASSES, MNIST, Examples, Split, Task
+from benchmarks.lib.training import Network
 
 OURS, CONTRIB, TORCH = "optax_sam", "optax.contrib.sam", "pytorch_optimizer"
 SGD, TORCH_SGD = "SGD (Optax)", "SGD (PyTorch)"
@@ -70,39 +69,6 @@ PARTS = ("memory", "accuracy", "times")
 # Two threads wait for each other at every operation: with tensors of this size that was
 # 30 to 70 times slower than one on two cores that were shared.
 TORCH_THREADS = 1
-
-
-class Job(NamedTuple):
-    """A task, and how it is trained."""
-
-    name: str
-    task: Task
-    settings: Settings
-    epochs: int
-
-    @property
-    def steps(self) -> int:
-        return self.epochs * (self.task.train // self.task.batch)
-
-
-def jobs(smoke: bool) -> list[Job]:
-    """Each task as label_noise.py trains it by SGD with SAM."""
-    found = []
-    for name, task in (("MLP", MNIST), ("conv net", DIGITS)):
-        comparison = next(c for c in COMPARISONS if c.task is task)
-        comparison = tiny(comparison) if smoke else comparison
-        sam = next(m for m in comparison.methods if m.role == "SAM")
-        found.append(Job(name, comparison.task, sam.settings, sam.epochs))
-    return found[:1] if smoke else found
-
-
-def batches(job: Job, seed: int) -> np.ndarray:
-    rng, batch = np.random.default_rng(seed), job.task.batch
-    rows = [
-        rng.permutation(job.task.train)[: job.task.train // batch * batch]
-        for _ in range(job.epochs)
-    ]
-    return np.concatenate(rows).reshape(-1, batch)
 
 
 # --- one training, in either framework ----------------------------------------------

@@ -3,8 +3,6 @@
 Imported only where PyTorch and pytorch_optimizer are installed.
 """
 
-from typing import TYPE_CHECKING
-
 import jax
 import numpy as np
 import pytorch_optimizer
@@ -12,17 +10,15 @@ import torch
 from pytorch_optimizer.optimizer import utils
 from torch import nn
 
+from benchmarks.accuracy.peers_jobs import Job
 from benchmarks.lib import training
 from benchmarks.lib.tasks import Examples, Task
-
-if TYPE_CHECKING:
-    from benchmarks.accuracy.peers import Job
 
 
 class TorchTraining:
     """The same network from the same weights, the two steps as its README has them."""
 
-    def __init__(self, sam: bool, job: "Job", seed: int, data: Examples):
+    def __init__(self, sam: bool, job: Job, seed: int, data: Examples):
         self.done = 0
         self.images, self.labels = self.tensors(data)
         network = training.initial(job.task)(jax.random.key(seed), data.images[:1])
