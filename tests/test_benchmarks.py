@@ -18,6 +18,8 @@ from rich.console import Console
 
 from benchmarks.accuracy import label_noise
 from benchmarks.lib import evaluation, report, tasks, training
+from benchmarks.lib.data import Examples, split
+from benchmarks.lib.networks import Conv3x3
 from benchmarks.lib.training import Kind, Settings
 
 ROOT = Path(__file__).parents[1]
@@ -27,13 +29,13 @@ REPORTED = json.loads((report.RESULTS / "label_noise.json").read_text(encoding="
 def numbered(size):
     """Images that tell their number, also after centring and scaling."""
     images = np.arange(size, dtype=np.float32).reshape(size, 1, 1, 1)
-    return tasks.Examples(images, (np.arange(size) * 7 % 10).astype(np.int32))
+    return Examples(images, (np.arange(size) * 7 % 10).astype(np.int32))
 
 
 @pytest.mark.parametrize(("train", "noise"), [(50, 0.4), (60, 0.25), (30, 0.0)])
 def test_exactly_that_share_of_the_training_labels_is_wrong(train, noise):
     data = numbered(200)
-    cut = tasks.split(data, train, 40, noise, seed=3)
+    cut = split(data, train, 40, noise, seed=3)
     everything = np.concatenate([part.images.ravel() for part in cut[:3]])
     where = np.argsort(np.argsort(everything))  # the numbers, as no two are equal
     true = np.split(data.labels[where], [train, train + 40])
@@ -48,14 +50,14 @@ def test_parts_are_disjoint_and_drawn_anew_for_each_seed():
     data = numbered(200)
     drawn = []
     for seed in (0, 1):
-        cut = tasks.split(data, 50, 40, 0.4, seed)
+        cut = split(data, 50, 40, 0.4, seed)
         everything = np.concatenate([part.images.ravel() for part in cut[:3]])
         assert len(np.unique(everything)) == 200
         where = np.argsort(np.argsort(everything))
         drawn.append([set(part) for part in np.split(where, [50, 90])])
     for first, second in zip(*drawn, strict=True):
         assert first != second
-    again = tasks.split(data, 50, 40, 0.4, seed=1)
+    again = split(data, 50, 40, 0.4, seed=1)
     np.testing.assert_array_equal(again.train.images, cut.train.images)
     np.testing.assert_array_equal(again.train.labels, cut.train.labels)
 
@@ -71,7 +73,7 @@ def test_images_are_scaled_by_the_training_images():
 @pytest.mark.parametrize("stride", [1, 2])
 def test_shifted_slices_are_a_convolution(stride):
     x = jax.random.normal(jax.random.key(0), (2, 8, 6, 3))
-    ours = tasks.Conv3x3(5, stride)
+    ours = Conv3x3(5, stride)
     flax = nn.Conv(5, (3, 3), stride, padding=1, use_bias=False)
     params = ours.init(jax.random.key(1), x)
     np.testing.assert_allclose(ours.apply(params, x), flax.apply(params, x), atol=1e-5)

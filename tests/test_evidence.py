@@ -19,7 +19,8 @@ from benchmarks.accuracy import (
     which_method,
 )
 from benchmarks.lib import evaluation, report, training, tuning, tuning_report
-from benchmarks.lib.tasks import MNIST, Examples, loaded
+from benchmarks.lib.data import Examples, loaded
+from benchmarks.lib.tasks import MNIST
 from benchmarks.lib.training import Kind, Settings
 from benchmarks.lib.tuning import BASE, BEST, TWICE, Cell
 

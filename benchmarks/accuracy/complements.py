@@ -41,8 +41,9 @@ from rich.table import Table
 
 import optax_sam
 from benchmarks.lib import evaluation, report, training
+from benchmarks.lib.data import CLASSES, Examples, Split
 from benchmarks.lib.runs import Runs, at_edge, column
-from benchmarks.lib.tasks import CLASSES, MNIST, Examples, Split, Task
+from benchmarks.lib.tasks import MNIST, Task
 
 PLAIN, DECAY, DROPOUT, SHIFTS = "plain", "weight decay", "dropout", "augmentation"
 SMOOTHING, AVERAGE = "label smoothing", "weight averaging"
@@ -128,7 +129,7 @@ def tiny_plan() -> Plan:
 
 
 class Mlp(nn.Module):
-    """tasks.Mlp, with dropout behind its hidden layers."""
+    """networks.Mlp, with dropout behind its hidden layers."""
 
     features: tuple[int, ...]
 

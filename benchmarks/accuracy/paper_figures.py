@@ -38,9 +38,10 @@ import optax
 import optax_sam
 from benchmarks.accuracy import paper_claims, paper_figures_report
 from benchmarks.lib import evaluation, methods, report, training
+from benchmarks.lib.data import Examples, Split
 from benchmarks.lib.methods import Method, Setting
 from benchmarks.lib.runs import Runs, at_edge
-from benchmarks.lib.tasks import MNIST, Examples, Split, Task
+from benchmarks.lib.tasks import MNIST, Task
 from optax_sam import adaptive_ascent, measure, random_ascent, steepest_ascent
 
 SECOND_ORDER = "second order"

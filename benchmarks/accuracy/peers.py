@@ -47,7 +47,8 @@ from rich.table import Table
 import optax_sam
 from benchmarks.accuracy.peers_jobs import Job, batches, jobs
 from benchmarks.lib import evaluation, report, training
-from benchmarks.lib.tasks import CLASSES, MNIST, Examples, Split, Task
+from benchmarks.lib.data import CLASSES, Examples, Split
+from benchmarks.lib.tasks import MNIST, Task
 from benchmarks.lib.training import Network
 
 OURS, CONTRIB, TORCH = "optax_sam", "optax.contrib.sam", "pytorch_optimizer"

@@ -12,7 +12,8 @@ from torch import nn
 
 from benchmarks.accuracy.peers_jobs import Job
 from benchmarks.lib import training
-from benchmarks.lib.tasks import Examples, Task
+from benchmarks.lib.data import Examples
+from benchmarks.lib.tasks import Task
 
 
 class TorchTraining:
@@ -77,7 +78,7 @@ class TorchTraining:
 
 
 def torch_model(task: Task, params):
-    """tasks.Mlp or tasks.ConvNet, with the weights that Flax drew."""
+    """networks.Mlp or networks.ConvNet, with the weights that Flax drew."""
     layers, channels = [], 1
     if "Conv3x3_0" in params:
         for i, stride in enumerate(task.model.strides):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.lib.tasks import Examples, Task
+from benchmarks.lib.data import Examples
+from benchmarks.lib.tasks import Task
 from benchmarks.lib.training import Network, jit
 from optax_sam import measure
 

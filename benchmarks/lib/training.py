@@ -15,7 +15,8 @@ import numpy as np
 import optax
 
 import optax_sam
-from benchmarks.lib.tasks import Examples, Task
+from benchmarks.lib.data import Examples
+from benchmarks.lib.tasks import Task
 
 WARM_UP = 0.05  # the share of the steps; a cosine to zero follows
 MOMENTUM = 0.9

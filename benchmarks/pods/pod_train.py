@@ -46,7 +46,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import optax_sam
 from benchmarks.lib import report
-from benchmarks.lib.tasks import ConvNet, Examples, digits
+from benchmarks.lib.data import Examples, digits
+from benchmarks.lib.networks import ConvNet
 
 REPOSITORY = "https://github.com/optax-sam/optax-sam"
 AXIS = "data"
