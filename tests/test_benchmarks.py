@@ -9,18 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import evaluation
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import label_noise
 import numpy as np
 import pytest
-import report
-import tasks
-import training
 from rich.console import Console
-from training import Kind, Settings
+
+from benchmarks.accuracy import label_noise
+from benchmarks.lib import evaluation, report, tasks, training
+from benchmarks.lib.data import Examples, split
+from benchmarks.lib.networks import Conv3x3
+from benchmarks.lib.training import Kind, Settings
 
 ROOT = Path(__file__).parents[1]
 REPORTED = json.loads((report.RESULTS / "label_noise.json").read_text(encoding="utf-8"))
@@ -29,13 +29,13 @@ REPORTED = json.loads((report.RESULTS / "label_noise.json").read_text(encoding="
 def numbered(size):
     """Images that tell their number, also after centring and scaling."""
     images = np.arange(size, dtype=np.float32).reshape(size, 1, 1, 1)
-    return tasks.Examples(images, (np.arange(size) * 7 % 10).astype(np.int32))
+    return Examples(images, (np.arange(size) * 7 % 10).astype(np.int32))
 
 
 @pytest.mark.parametrize(("train", "noise"), [(50, 0.4), (60, 0.25), (30, 0.0)])
 def test_exactly_that_share_of_the_training_labels_is_wrong(train, noise):
     data = numbered(200)
-    cut = tasks.split(data, train, 40, noise, seed=3)
+    cut = split(data, train, 40, noise, seed=3)
     everything = np.concatenate([part.images.ravel() for part in cut[:3]])
     where = np.argsort(np.argsort(everything))  # the numbers, as no two are equal
     true = np.split(data.labels[where], [train, train + 40])
@@ -50,14 +50,14 @@ def test_parts_are_disjoint_and_drawn_anew_for_each_seed():
     data = numbered(200)
     drawn = []
     for seed in (0, 1):
-        cut = tasks.split(data, 50, 40, 0.4, seed)
+        cut = split(data, 50, 40, 0.4, seed)
         everything = np.concatenate([part.images.ravel() for part in cut[:3]])
         assert len(np.unique(everything)) == 200
         where = np.argsort(np.argsort(everything))
         drawn.append([set(part) for part in np.split(where, [50, 90])])
     for first, second in zip(*drawn, strict=True):
         assert first != second
-    again = tasks.split(data, 50, 40, 0.4, seed=1)
+    again = split(data, 50, 40, 0.4, seed=1)
     np.testing.assert_array_equal(again.train.images, cut.train.images)
     np.testing.assert_array_equal(again.train.labels, cut.train.labels)
 
@@ -73,7 +73,7 @@ def test_images_are_scaled_by_the_training_images():
 @pytest.mark.parametrize("stride", [1, 2])
 def test_shifted_slices_are_a_convolution(stride):
     x = jax.random.normal(jax.random.key(0), (2, 8, 6, 3))
-    ours = tasks.Conv3x3(5, stride)
+    ours = Conv3x3(5, stride)
     flax = nn.Conv(5, (3, 3), stride, padding=1, use_bias=False)
     params = ours.init(jax.random.key(1), x)
     np.testing.assert_allclose(ours.apply(params, x), flax.apply(params, x), atol=1e-5)
@@ -211,7 +211,7 @@ def test_tables_fit_a_pipe(tmp_path, monkeypatch):
 
 
 def script(*options, root=ROOT):
-    return python("benchmarks/label_noise.py", *options, root=root)
+    return python("-m", "benchmarks.accuracy.label_noise", *options, root=root)
 
 
 @pytest.mark.slow
@@ -253,8 +253,17 @@ def test_what_is_written_unasked_goes_to_out(options, folder, tmp_path, monkeypa
         assert (chosen.out / name).read_bytes() == committed
 
 
+@pytest.mark.parametrize("folder", ["lib", "accuracy", "cost", "pods"])
+def test_folders_need_themselves_and_what_is_shared(folder):
+    for path in (ROOT / "benchmarks" / folder).glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        needs = set(re.findall(r"^ *from benchmarks\.(\w+)", text, re.MULTILINE))
+        assert needs <= {folder, "lib"}, path
+        assert folder != "lib" or "__main__" not in text, path
+
+
 def test_no_script_names_the_committed_results_itself():
-    scripts = set((ROOT / "benchmarks").glob("*.py"))
+    scripts = set((ROOT / "benchmarks").glob("*/*.py"))
     for path in scripts - {Path(report.__file__)}:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"report\.RESULTS|[\"']results[\"']", text), path
@@ -264,13 +273,13 @@ def test_no_script_names_the_committed_results_itself():
 
 
 def test_commands_in_results_are_without_folders(monkeypatch):
-    path = "/somewhere/benchmarks/gpu.py"
+    path = "/somewhere/benchmarks/cost/gpu.py"
     options = ["--only", "ViT", "--out", "/a b", "--checkpoint=/c", "--minutes", "3.5"]
     monkeypatch.setattr("sys.argv", [path, *options])
-    assert report.command() == "python benchmarks/gpu.py --only ViT --minutes 3.5"
+    assert report.command() == "python -m benchmarks.cost.gpu --only ViT --minutes 3.5"
     for file in report.RESULTS.glob("*.json"):
         command = json.loads(file.read_text(encoding="utf-8"))["command"]
-        assert re.fullmatch(r"python benchmarks/\w+\.py( [^/~]+)*", command), file
+        assert re.fullmatch(r"python -m benchmarks(\.\w+){2}( [^/~]+)*", command), file
 
 
 def test_only_a_part_needs_the_others(tmp_path):

@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from problems import QUICK, quick_jit
 
 import optax_sam
+from benchmarks.lib import hlo
 
 DEVICES, SIZE, RHO = 8, 64, 0.1
 DIMS, WIDE = (16, 32, 8), (16, 128, 8)

@@ -3,17 +3,16 @@
 import json
 from pathlib import Path
 
-import convolutions
-import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import report
-from convolutions import PART, SIDE, loss, parameters, steps
 from problems import quick_jit
 
 import optax_sam
+from benchmarks.cost import convolutions
+from benchmarks.cost.convolutions import PART, SIDE, loss, parameters, steps
+from benchmarks.lib import hlo, report
 
 BATCH = 2 * PART
 INSIDE = {

@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from problems import QUICK, quick_jit
 
 import optax_sam
+from benchmarks.lib import hlo
 from optax_sam import every_k, from_step, look_sam, per_device, sam, with_probability
 
 pytestmark = pytest.mark.slow
@@ -426,7 +426,7 @@ def test_what_was_nominated_was_the_best_of_the_cheap_on_validation():
 
 def script(name, *options):
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, str(ROOT / "benchmarks" / name), *options]
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options]
     done = subprocess.run(
         command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
     )
@@ -436,7 +436,7 @@ def script(name, *options):
 
 @pytest.mark.slow
 def test_costs_on_tiny_sizes(tmp_path):
-    script("cost.py", "--smoke", "--out", str(tmp_path))
+    script("cost.cost", "--smoke", "--out", str(tmp_path))
     result = json.loads((tmp_path / "cost.json").read_text(encoding="utf-8"))
     assert abs(result["over_unrolled"] - 1) < 0.02
     rows = result["networks"]["MLP"]
@@ -447,11 +447,11 @@ def test_costs_on_tiny_sizes(tmp_path):
 
 @pytest.mark.slow
 def test_which_method_on_tiny_sizes_goes_on_where_it_stopped(tmp_path):
-    first = script("which_method.py", "--smoke", "--out", str(tmp_path))
+    first = script("accuracy.which_method", "--smoke", "--out", str(tmp_path))
     before = json.loads((tmp_path / "which_method.json").read_text(encoding="utf-8"))
     short = {**before, "runs": before["runs"][1:]}
     (tmp_path / "which_method.json").write_text(json.dumps(short), encoding="utf-8")
-    again = script("which_method.py", "--smoke", "--out", str(tmp_path))
+    again = script("accuracy.which_method", "--smoke", "--out", str(tmp_path))
     after = json.loads((tmp_path / "which_method.json").read_text(encoding="utf-8"))
     for row, old in zip(after["methods"], before["methods"], strict=True):
         assert runs_of(after, row)["test"] == runs_of(before, old)["test"]
@@ -460,5 +460,5 @@ def test_which_method_on_tiny_sizes_goes_on_where_it_stopped(tmp_path):
     assert "momentum SAM" in first
     assert "momentum SAM" in again
     picture = (tmp_path / "which_method.png").read_bytes()
-    script("which_method.py", "--redraw", "--out", str(tmp_path))
+    script("accuracy.which_method", "--redraw", "--out", str(tmp_path))
     assert (tmp_path / "which_method.png").read_bytes() == picture

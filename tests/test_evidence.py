@@ -6,23 +6,23 @@ One run of each file is trained again. Rows of other scripts can be added to RER
 import functools
 import json
 
-import evaluation
-import fine_tuning
-import generalization
 import jax
 import jax.numpy as jnp
-import label_noise
-import m_sharpness
 import numpy as np
 import pytest
-import report
-import training
-import tuning
-import tuning_report
-import which_method
-from tasks import MNIST, Examples, loaded
-from training import Kind, Settings
-from tuning import BASE, BEST, TWICE, Cell
+
+from benchmarks.accuracy import (
+    fine_tuning,
+    generalization,
+    label_noise,
+    m_sharpness,
+    which_method,
+)
+from benchmarks.lib import evaluation, report, training, tuning, tuning_report
+from benchmarks.lib.data import Examples, loaded
+from benchmarks.lib.tasks import MNIST
+from benchmarks.lib.training import Kind, Settings
+from benchmarks.lib.tuning import BASE, BEST, TWICE, Cell
 
 SCRIPTS = ("generalization", "fine_tuning")
 

@@ -1,11 +1,11 @@
 """The program grows with the number of leaves, not with its square."""
 
-import hlo
 import jax
 import jax.numpy as jnp
 import pytest
 
 import optax_sam
+from benchmarks.lib import hlo
 from optax_sam import sam
 
 KEY = jax.random.key(0)

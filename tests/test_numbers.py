@@ -7,7 +7,6 @@ import json
 import time
 from pathlib import Path
 
-import half_precision
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ from problems import quick_jit
 from table import flat
 
 import optax_sam
+from benchmarks.accuracy import half_precision
 from optax_sam import adaptive_ascent, asam, m_sam, sam, steepest_ascent
 
 ROOT = Path(__file__).parents[1]

@@ -2,17 +2,14 @@
 
 import json
 
-import complements
 import jax
 import jax.numpy as jnp
 import numpy as np
-import paper_claims
-import paper_figures
-import peers
 import pytest
-import report
-import runs
-import tasks
+
+from benchmarks.accuracy import complements, paper_claims, paper_figures, peers
+from benchmarks.lib import report, runs, tasks
+from benchmarks.lib.data import Examples
 
 
 def reported(name):
@@ -157,7 +154,7 @@ def test_peers_summary_is_that_of_the_raw_values():
 def test_the_jax_peers_take_the_same_steps():
     job, rng = peers.jobs(smoke=True)[0], np.random.default_rng(0)
     images = rng.standard_normal((400, 14, 14, 1), np.float32)
-    data = tasks.Examples(images, rng.integers(0, 10, 400).astype(np.int32))
+    data = Examples(images, rng.integers(0, 10, 400).astype(np.int32))
     split = job.task.split(data, 0)
     found = [peers.start(n, job, 0, split.train) for n in (peers.OURS, peers.CONTRIB)]
     for rows in peers.batches(job, 0)[:2]:

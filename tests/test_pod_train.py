@@ -1,4 +1,4 @@
-"""`benchmarks/pod_train.py` over two processes, killed in the middle and resumed."""
+"""`pods/pod_train.py` over two processes, killed in the middle and resumed."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def free_port():
 def start(out, processes, devices, *options):
     """The processes of one run, each with its share of simulated devices."""
     command = [
-        *(sys.executable, str(ROOT / "benchmarks/pod_train.py")),
+        *(sys.executable, "-m", "benchmarks.pods.pod_train"),
         *("--steps", str(STEPS), "--devices", str(devices), "--out", str(out)),
         *options,
     ]

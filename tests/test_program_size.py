@@ -1,7 +1,7 @@
 """What `scan_passes` promises of the program, counted on a decoder of 12 layers.
 
-The same as `benchmarks/program.py`, which has the seconds as well; what XLA's compiler
-for TPUs makes of it is counted in `test_tpu.py`.
+The same as `benchmarks/cost/program.py`, which has the seconds as well; what XLA's
+compiler for TPUs makes of it is counted in `test_tpu.py`.
 """
 
 import functools
@@ -9,13 +9,21 @@ import json
 from pathlib import Path
 
 import jax
-import program
 import pytest
-import report
-from hlo import instructions
-from program import CONTRIB, LAYERS, SCANNED, arguments, loss_of, lower, make
 
 import optax_sam
+from benchmarks.cost import program
+from benchmarks.cost.program import (
+    CONTRIB,
+    LAYERS,
+    SCANNED,
+    arguments,
+    loss_of,
+    lower,
+    make,
+)
+from benchmarks.lib import report
+from benchmarks.lib.hlo import instructions
 
 ROOT = Path(__file__).parents[1]
 slow = pytest.mark.slow

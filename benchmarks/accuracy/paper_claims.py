@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import report
-from runs import column
-from tasks import CLASSES
+
+from benchmarks.lib import report
+from benchmarks.lib.data import CLASSES
+from benchmarks.lib.runs import column
 
 CONTROL = "SGD, SAM's settings"
 

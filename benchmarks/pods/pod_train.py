@@ -8,8 +8,8 @@ aux.
 
 On this machine's devices, or on simulated ones:
 
-    python benchmarks/pod_train.py
-    python benchmarks/pod_train.py --devices 8
+    python -m benchmarks.pods.pod_train
+    python -m benchmarks.pods.pod_train --devices 8
 
 On a TPU pod slice, the same command on every worker (set NAME and ZONE; DIR is a bucket
 that all workers reach):
@@ -20,11 +20,11 @@ that all workers reach):
       .venv/bin/pip install -U 'jax[tpu]' -e '.[demo,pod]'"
     gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command="
       cd {folder} &&
-      .venv/bin/python benchmarks/pod_train.py --pod --checkpoint gs://DIR"
+      .venv/bin/python -m benchmarks.pods.pod_train --pod --checkpoint gs://DIR"
 
 On any other cluster, once for each of N processes with its rank R from 0 to N - 1:
 
-    python benchmarks/pod_train.py --coordinator HOST:PORT --processes N --rank R
+    python -m benchmarks.pods.pod_train --coordinator HOST:PORT --processes N --rank R
 
 Started again with the same --checkpoint, a run goes on where it was cut off and ends
 with the same parameters, bit by bit. Process 0 prints, and writes pod_train.json.
@@ -42,11 +42,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import report
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from tasks import ConvNet, Examples, digits
 
 import optax_sam
+from benchmarks.lib import report
+from benchmarks.lib.data import Examples, digits
+from benchmarks.lib.networks import ConvNet
 
 REPOSITORY = "https://github.com/optax-sam/optax-sam"
 AXIS = "data"

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tasks import Examples, Task
-from training import Network, jit
 
+from benchmarks.lib.data import Examples
+from benchmarks.lib.tasks import Task
+from benchmarks.lib.training import Network, jit
 from optax_sam import measure
 
 # Random directions are symmetric, so are the distances; the unit is the length of each

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import report
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
-from paper_claims import CONTROL, cell, gap, looks, measured, test
 from rich.console import Console
 from rich.table import Table
-from runs import column
+
+from benchmarks.accuracy.paper_claims import CONTROL, cell, gap, looks, measured, test
+from benchmarks.lib import report
+from benchmarks.lib.runs import column
 
 STYLES = {
     "SGD": report.STYLES["base"],

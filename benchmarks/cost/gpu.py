@@ -21,20 +21,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import evaluation
 import jax
 import jax.numpy as jnp
-import models
 import numpy as np
 import optax
-import report
-import training
 from optax import contrib
 from rich.console import Console
 from rich.table import Table
-from tasks import MNIST
 
 import optax_sam
+from benchmarks.cost import models
+from benchmarks.lib import evaluation, report, training
+from benchmarks.lib.tasks import MNIST
 
 MINUTES = 8.0
 ROUNDS, STEPS = 7, 5  # LookSAM climbs on one of five

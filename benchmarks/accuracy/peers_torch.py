@@ -3,25 +3,23 @@
 Imported only where PyTorch and pytorch_optimizer are installed.
 """
 
-from typing import TYPE_CHECKING
-
 import jax
 import numpy as np
 import pytorch_optimizer
 import torch
-import training
 from pytorch_optimizer.optimizer import utils
-from tasks import Examples, Task
 from torch import nn
 
-if TYPE_CHECKING:
-    from peers import Job
+from benchmarks.accuracy.peers_jobs import Job
+from benchmarks.lib import training
+from benchmarks.lib.data import Examples
+from benchmarks.lib.tasks import Task
 
 
 class TorchTraining:
     """The same network from the same weights, the two steps as its README has them."""
 
-    def __init__(self, sam: bool, job: "Job", seed: int, data: Examples):
+    def __init__(self, sam: bool, job: Job, seed: int, data: Examples):
         self.done = 0
         self.images, self.labels = self.tensors(data)
         network = training.initial(job.task)(jax.random.key(seed), data.images[:1])
@@ -80,7 +78,7 @@ class TorchTraining:
 
 
 def torch_model(task: Task, params):
-    """tasks.Mlp or tasks.ConvNet, with the weights that Flax drew."""
+    """networks.Mlp or networks.ConvNet, with the weights that Flax drew."""
     layers, channels = [], 1
     if "Conv3x3_0" in params:
         for i, stride in enumerate(task.model.strides):

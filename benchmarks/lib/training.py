@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tasks import Examples, Task
 
 import optax_sam
+from benchmarks.lib.data import Examples
+from benchmarks.lib.tasks import Task
 
 WARM_UP = 0.05  # the share of the steps; a cosine to zero follows
 MOMENTUM = 0.9

@@ -4,14 +4,14 @@ import itertools
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import methods
 import numpy as np
-import report
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.lib import methods, report
 
 COLOURS = {
     "two gradients": "#000000",

@@ -36,22 +36,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-import evaluation
 import jax
 import numpy as np
 import optax
-import report
-import training
-from label_noise import COMPARISONS, tiny
 from optax import contrib
 from rich.console import Console
 from rich.table import Table
-from tasks import CLASSES, DIGITS, MNIST, Examples, Split, Task
-from training import Network, Settings
 
 import optax_sam
+from benchmarks.accuracy.peers_jobs import Job, batches, jobs
+from benchmarks.lib import evaluation, report, training
+from benchmarks.lib.data import CLASSES, Examples, Split
+from benchmarks.lib.tasks import MNIST, Task
+from benchmarks.lib.training import Network
 
 OURS, CONTRIB, TORCH = "optax_sam", "optax.contrib.sam", "pytorch_optimizer"
 SGD, TORCH_SGD = "SGD (Optax)", "SGD (PyTorch)"
@@ -72,39 +70,6 @@ PARTS = ("memory", "accuracy", "times")
 # Two threads wait for each other at every operation: with tensors of this size that was
 # 30 to 70 times slower than one on two cores that were shared.
 TORCH_THREADS = 1
-
-
-class Job(NamedTuple):
-    """A task, and how it is trained."""
-
-    name: str
-    task: Task
-    settings: Settings
-    epochs: int
-
-    @property
-    def steps(self) -> int:
-        return self.epochs * (self.task.train // self.task.batch)
-
-
-def jobs(smoke: bool) -> list[Job]:
-    """Each task as label_noise.py trains it by SGD with SAM."""
-    found = []
-    for name, task in (("MLP", MNIST), ("conv net", DIGITS)):
-        comparison = next(c for c in COMPARISONS if c.task is task)
-        comparison = tiny(comparison) if smoke else comparison
-        sam = next(m for m in comparison.methods if m.role == "SAM")
-        found.append(Job(name, comparison.task, sam.settings, sam.epochs))
-    return found[:1] if smoke else found
-
-
-def batches(job: Job, seed: int) -> np.ndarray:
-    rng, batch = np.random.default_rng(seed), job.task.batch
-    rows = [
-        rng.permutation(job.task.train)[: job.task.train // batch * batch]
-        for _ in range(job.epochs)
-    ]
-    return np.concatenate(rows).reshape(-1, batch)
 
 
 # --- one training, in either framework ----------------------------------------------
@@ -171,7 +136,7 @@ def jax_step(name: str, task: Task, tx):
 def start(name: str, job: Job, seed: int, data: Examples):
     if name not in TORCH_METHODS:
         return JaxTraining(name, job, seed, data)
-    import peers_torch
+    from benchmarks.accuracy import peers_torch
 
     peers_torch.torch.set_num_threads(TORCH_THREADS)
     return peers_torch.TorchTraining(name == TORCH, job, seed, data)
@@ -249,9 +214,14 @@ def peak() -> float:
 
 
 def memory(name: str, job: Job, smoke: bool) -> dict[str, float]:
-    command = [sys.executable, __file__, "--memory-of", name, "--network", job.name]
+    command = [sys.executable, "-m", "benchmarks.accuracy.peers"]
+    command += ["--memory-of", name, "--network", job.name]
     done = subprocess.run(
-        command + ["--smoke"] * smoke, capture_output=True, text=True, check=True
+        command + ["--smoke"] * smoke,
+        cwd=report.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
 

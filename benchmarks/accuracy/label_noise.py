@@ -21,19 +21,19 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import evaluation
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-import report
-import training
 from matplotlib.axes import Axes
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from tasks import DIGITS, MNIST, Split, Task
-from training import Kind, Settings
+
+from benchmarks.lib import evaluation, report, training
+from benchmarks.lib.data import Split
+from benchmarks.lib.tasks import DIGITS, MNIST, Task
+from benchmarks.lib.training import Kind, Settings
 
 SEEDS = "500-509"
 CURVE_EVERY = 3  # epochs

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import report
+
+from benchmarks.lib import report
 
 # The small kernels of one run do not keep two cores busy, those of two runs do.
 SIDE_BY_SIDE = 2

@@ -25,20 +25,17 @@ import dataclasses
 import functools
 from typing import NamedTuple
 
-import evaluation
 import jax
 import jax.numpy as jnp
-import methods
 import numpy as np
 import optax
-import report
-import training
-import tuning
-from methods import Method
-from runs import product
-from tasks import MNIST, Examples, Task, loaded
-from tuning import Cell, Grid, Plan
 
+from benchmarks.lib import evaluation, methods, report, training, tuning
+from benchmarks.lib.data import Examples, loaded
+from benchmarks.lib.methods import Method
+from benchmarks.lib.runs import product
+from benchmarks.lib.tasks import MNIST, Task
+from benchmarks.lib.tuning import Cell, Grid, Plan
 from optax_sam import adaptive_ascent, climb_only, sharpness_aware, steepest_ascent
 
 OLD = 5  # digits below it are learned first

@@ -35,20 +35,18 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
-import evaluation
 import jax
 import jax.numpy as jnp
-import label_noise
-import methods
 import numpy as np
 import optax
-import report
-import training
-import which_method_report
-from runs import product
-from tasks import BATCH_NORM_MOMENTUM, DIGITS, MNIST, Examples, Split, Task, loaded
 
 import optax_sam
+from benchmarks.accuracy import label_noise, which_method_report
+from benchmarks.lib import evaluation, methods, report, training
+from benchmarks.lib.data import Examples, Split, loaded
+from benchmarks.lib.networks import BATCH_NORM_MOMENTUM
+from benchmarks.lib.runs import product
+from benchmarks.lib.tasks import DIGITS, MNIST, Task
 
 # Seeds: all points on the first, the best few of each method also on the next.
 TUNING = ((range(700, 702), None), (range(702, 710), 3))

@@ -5,9 +5,9 @@ small network for each topology, for parameters that are replicated and for para
 that are fully sharded over the data axis. Counted in the compiled program, per chip and
 step: FLOPs as a multiple of plain SGD's, collectives and their bytes, and memory.
 
-    python benchmarks/pod_compile.py
-    python benchmarks/pod_compile.py --topologies v5e:2x4 --steps base sam m-sam
-    python benchmarks/pod_compile.py --smoke
+    python -m benchmarks.pods.pod_compile
+    python -m benchmarks.pods.pod_compile --topologies v5e:2x4 --steps base sam m-sam
+    python -m benchmarks.pods.pod_compile --smoke
 
 How to read it:
 
@@ -45,19 +45,18 @@ import re
 import sys
 import time
 
-import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
-import report
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
 import optax_sam
+from benchmarks.lib import hlo, report
 
 TOPOLOGIES = ("v5e:2x4", "v5e:16x16", "v5p:4x4x4", "v4:4x4x4", "v6e:16x16")
 PLACEMENTS = {"replicated": PartitionSpec(), "fully sharded": PartitionSpec("data")}

@@ -20,12 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import methods
 import numpy as np
-import report
-import runs
-import training
-import tuning_report
+
+from benchmarks.lib import methods, report, runs, training, tuning_report
 
 BASE, TWICE, BEST = "base", "base, 2x epochs", "base, best length"
 CONTROL = "micro-batches, ρ = 0"

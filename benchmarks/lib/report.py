@@ -26,8 +26,9 @@ from rich.progress import (
 
 import optax_sam
 
-RESULTS = Path(__file__).parent / "results"  # committed: what the pages tell of
-OUT = Path(__file__).parents[1] / "out"  # ignored by git
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"  # committed: what the pages tell of
+OUT = ROOT / "out"  # ignored by git
 PACKAGES = "jax jaxlib optax flax numpy scikit-learn mlxtend matplotlib".split()
 
 # Okabe and Ito's palette, safe for the colour-blind: one colour for each method in all
@@ -152,7 +153,9 @@ def command() -> str:
     folders.add_argument("--out")
     folders.add_argument("--checkpoint")
     _, rest = folders.parse_known_args(sys.argv[1:])
-    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *rest])
+    script = Path(sys.argv[0])
+    module = f"benchmarks.{script.parent.name}.{script.stem}"
+    return " ".join(["python", "-m", module, *rest])
 
 
 def provenance() -> dict:

@@ -19,8 +19,8 @@ XLA's compilers for a CPU and for a TPU (which needs no TPU, but the extra `tpu`
 Nothing was run on a GPU or a TPU. Writes program.json; half an hour on two cores, for
 most of which XLA compiles.
 
-    python benchmarks/program.py
-    python benchmarks/program.py --only cpu
+    python -m benchmarks.cost.program
+    python -m benchmarks.cost.program --only cpu
 """
 
 import argparse
@@ -33,16 +33,15 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import hlo
 import jax
 import jax.numpy as jnp
 import optax
-import report
-from decoder import Decoder
 from optax import contrib
 from rich.table import Table
 
 import optax_sam
+from benchmarks.cost.decoder import Decoder
+from benchmarks.lib import hlo, report
 from optax_sam import every_k
 
 DECODER = Decoder(width=128, depth=12, heads=4, vocabulary=256)
@@ -181,9 +180,12 @@ def warm_up(place: Any) -> None:
 
 def alone(platform: str, layers: str, names: list[str]) -> dict[str, Any]:
     """The same, in a fresh process."""
-    command = [sys.executable, __file__, "--worker", platform, layers, *names]
+    module = "benchmarks.cost.program"
+    command = [sys.executable, "-m", module, "--worker", platform, layers, *names]
     env = os.environ | (TPU if platform == "tpu" else {"JAX_PLATFORMS": "cpu"})
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=report.ROOT, env=env, capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"{platform}, {layers}:\n{done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

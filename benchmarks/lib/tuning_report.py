@@ -5,10 +5,11 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import report
 from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.lib import report
 
 COLOURS = {
     **{name: style["color"] for name, style in report.STYLES.items()},

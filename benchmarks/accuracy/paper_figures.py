@@ -30,21 +30,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import evaluation
 import jax
 import jax.numpy as jnp
-import methods
 import numpy as np
 import optax
-import paper_claims
-import paper_figures_report
-import report
-import training
-from methods import Method, Setting
-from runs import Runs, at_edge
-from tasks import MNIST, Examples, Split, Task
 
 import optax_sam
+from benchmarks.accuracy import paper_claims, paper_figures_report
+from benchmarks.lib import evaluation, methods, report, training
+from benchmarks.lib.data import Examples, Split
+from benchmarks.lib.methods import Method, Setting
+from benchmarks.lib.runs import Runs, at_edge
+from benchmarks.lib.tasks import MNIST, Task
 from optax_sam import adaptive_ascent, measure, random_ascent, steepest_ascent
 
 SECOND_ORDER = "second order"

@@ -19,11 +19,11 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
-import report
 from rich.console import Console
 from rich.table import Table
 
 import optax_sam
+from benchmarks.lib import report
 
 SEED = 0
 WEIGHTS = 0.02  # their standard deviation

@@ -1,0 +1,1 @@
+"""What SAM and its relatives do to the accuracy, and to how sharp a solution is."""

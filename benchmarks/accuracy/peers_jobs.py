@@ -1,0 +1,42 @@
+"""What peers.py has all libraries train: tasks, settings, and the batches of a seed."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.accuracy.label_noise import COMPARISONS, tiny
+from benchmarks.lib.tasks import DIGITS, MNIST, Task
+from benchmarks.lib.training import Settings
+
+
+class Job(NamedTuple):
+    """A task, and how it is trained."""
+
+    name: str
+    task: Task
+    settings: Settings
+    epochs: int
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * (self.task.train // self.task.batch)
+
+
+def jobs(smoke: bool) -> list[Job]:
+    """Each task as label_noise.py trains it by SGD with SAM."""
+    found = []
+    for name, task in (("MLP", MNIST), ("conv net", DIGITS)):
+        comparison = next(c for c in COMPARISONS if c.task is task)
+        comparison = tiny(comparison) if smoke else comparison
+        sam = next(m for m in comparison.methods if m.role == "SAM")
+        found.append(Job(name, comparison.task, sam.settings, sam.epochs))
+    return found[:1] if smoke else found
+
+
+def batches(job: Job, seed: int) -> np.ndarray:
+    rng, batch = np.random.default_rng(seed), job.task.batch
+    rows = [
+        rng.permutation(job.task.train)[: job.task.train // batch * batch]
+        for _ in range(job.epochs)
+    ]
+    return np.concatenate(rows).reshape(-1, batch)

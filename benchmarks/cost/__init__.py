@@ -1,0 +1,1 @@
+"""What a step costs: gradients, memory, seconds, the size of the program."""

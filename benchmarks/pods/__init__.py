@@ -1,0 +1,1 @@
+"""Pods: compiled for without one, trained on with one."""
