@@ -34,6 +34,7 @@ from optax_sam._methods.random_perturbation import (
     random_perturbation as random_perturbation,
 )
 from optax_sam._methods.sam import sam as sam
+from optax_sam._methods.stale_sam import stale_sam as stale_sam
 from optax_sam._methods.wsam import wsam as wsam
 from optax_sam._old_spellings import __getattr__ as __getattr__
 from optax_sam._schedules import proportional_rho as proportional_rho
