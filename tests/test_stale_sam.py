@@ -1,5 +1,7 @@
 """Stale SAM: one pass a step, along the gradient that came out of the step before."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,19 @@ def test_a_plain_loop(options):
     m = options.get("microbatch_size", 2 if options else 8)
     got = by_library(stale_sam(RHO, **options))
     np.testing.assert_allclose(got, by_loop(m=m), rtol=1e-11)
+
+
+def test_one_all_reduce_a_step():
+    """All that is averaged is one tuple; the climb needs nothing from the others."""
+    tx, shape = stale_sam(RHO, **on_devices()), jax.ShapeDtypeStruct
+    w = shape((2,), np.float64)
+    text = (
+        jax.jit(lambda w, s, rows: tx.update(None, s, w, value_fn=loss, batch=rows))
+        .lower(w, jax.eval_shape(tx.init, w), shape((8, 2), np.float64))
+        .compile()
+        .as_text()
+    )
+    assert len(re.findall(r" all-reduce(?:-start)?\(", text)) == 1
 
 
 def test_a_step_without_a_climb_keeps_its_gradient_too():
