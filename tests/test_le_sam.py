@@ -341,6 +341,39 @@ def test_a_gradient_that_comes_in_needs_its_loss(when):
     close(half, by_hand(np.asarray(w), ROWS, BUDGET / 2, RHO_MAX))
 
 
+@x64
+@every_ord
+def test_parameters_split_by_hand_have_one_norm(ord):
+    mesh = Mesh(np.array(jax.devices()[:4]), ("model",))
+    grads = jnp.asarray(random.normal(size=8))
+    p = jax.sharding.PartitionSpec("model")
+
+    def climb(**options):
+        ascent = loss_equated_ascent(0.3, rho_max=np.inf, ord=ord, **options)
+        return lambda g: climb_of(ascent, g, g)
+
+    split = jax.shard_map(
+        climb(params_axis_name="model"), mesh=mesh, in_specs=p, out_specs=p
+    )
+    close(jax.jit(split)(grads), climb()(grads))
+
+
+def test_a_model_of_nnx_hands_over_its_loss():
+    nnx = pytest.importorskip("flax.nnx")
+    from optax_sam.nnx import value_and_grad
+
+    model = nnx.Linear(2, 1, use_bias=False, rngs=nnx.Rngs(0))
+    w = np.float32([0.5, -1.0])
+    model.kernel[...] = jnp.asarray(w)[:, None]
+
+    def loss(model, rows):
+        return jnp.mean((model(rows)[:, 0] - 1.0) ** 2)
+
+    _, grads = value_and_grad(loss, share())(model, jnp.float32(ROWS))
+    expected = by_hand(w, ROWS, BUDGET, RHO_MAX)
+    close(grads["kernel"][...], expected, 1e-5)
+
+
 @pytest.mark.parametrize("product", ["momentum_sam", "stale_sam"])
 def test_a_method_without_a_clean_pass_has_no_share(product):
     w = jnp.array([0.5, -1.0])
