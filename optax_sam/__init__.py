@@ -3,6 +3,7 @@
 from optax_sam._ascent import adaptive_ascent as adaptive_ascent
 from optax_sam._ascent import climb_only as climb_only
 from optax_sam._ascent import friendly_ascent as friendly_ascent
+from optax_sam._ascent import loss_equated_ascent as loss_equated_ascent
 from optax_sam._ascent import random_ascent as random_ascent
 from optax_sam._ascent import steepest_ascent as steepest_ascent
 from optax_sam._combine import gradient_norm_penalty as gradient_norm_penalty
@@ -24,6 +25,7 @@ from optax_sam._methods.asam import asam as asam
 from optax_sam._methods.esam import esam as esam
 from optax_sam._methods.friendly_sam import friendly_sam as friendly_sam
 from optax_sam._methods.gsam import gsam as gsam
+from optax_sam._methods.le_sam import le_sam as le_sam
 from optax_sam._methods.look_sam import look_sam as look_sam
 from optax_sam._methods.m_sam import m_sam as m_sam
 from optax_sam._methods.momentum_sam import momentum_sam as momentum_sam
@@ -32,6 +34,7 @@ from optax_sam._methods.random_perturbation import (
     random_perturbation as random_perturbation,
 )
 from optax_sam._methods.sam import sam as sam
+from optax_sam._methods.stale_sam import stale_sam as stale_sam
 from optax_sam._methods.wsam import wsam as wsam
 from optax_sam._old_spellings import __getattr__ as __getattr__
 from optax_sam._schedules import proportional_rho as proportional_rho

@@ -15,7 +15,8 @@ import optax
 #: A tree of arrays: parameters, gradients, climbs, batches.
 Tree: TypeAlias = Any
 
-#: `update(gradient, state, params) -> (climb, state)`; the climb is added.
+#: `update(gradient, state, params) -> (climb, state)`; the climb is added. With extra
+#: arguments it is told `value`, the clean loss of the sub-batch, where that is known.
 Ascent: TypeAlias = optax.GradientTransformation | optax.GradientTransformationExtraArgs
 
 #: A number that may be traced. Never branch on it in Python.

@@ -101,6 +101,7 @@ class Row:
       of_each: whether `value_fn` returns one loss for each example.
       mixes: whether the clean gradient is in what comes out.
       momentum: whether the climb is made of a momentum: that of minus the gradient.
+      stale: whether the climb is made of the gradient before.
       traces: grows by one whenever `step` is traced.
     """
 
@@ -120,6 +121,7 @@ class Row:
     of_each: bool = False
     mixes: bool = False
     momentum: bool = False
+    stale: bool = False
     traces: list[int] = dataclasses.field(default_factory=list)
 
     def make(self, rho=RHO):
@@ -136,6 +138,8 @@ class Row:
         if self.momentum:
             against = jax.tree.map(lambda g: -_widen(g), grads)
             state = optax.tree.set(state, momentum=against)
+        if self.stale:
+            state = optax.tree.set(state, previous=jax.tree.map(_widen, grads))
         rows = jax.tree.map(lambda g: jnp.stack([g] * EXAMPLES), grads)
         if self.micro_batch:
             # The second leaf gives the batch a size when the tree has no leaves.
@@ -329,6 +333,13 @@ def _gsam(rho, scan_passes, ignore_updates=False):
     )
 
 
+def _le_sam(rho, scan_passes=False, ignore_updates=False):
+    """The budget is never reached: rho is the cap."""
+    return optax_sam.le_sam(
+        np.inf, rho_max=rho, scan_passes=scan_passes, ignore_updates=ignore_updates
+    )
+
+
 def _friendly(rho):
     return optax_sam.friendly_ascent(optax_sam.steepest_ascent(rho))
 
@@ -383,7 +394,9 @@ PRODUCTS = [
     ),
     Row("asam-micro", _asam, **_SPLIT, **_ASAM),
     Row("m_sam", _m_sam, **_SPLIT),
+    Row("le_sam", _le_sam, product=True),
     Row("sam-scanned", _sam, **_SCANNED),
+    Row("le_sam-scanned", _le_sam, **_SCANNED),
     Row("gsam-scanned", _gsam, **_SCANNED, mixes=True),
     Row("look_sam-scanned", optax_sam.look_sam, **_SCANNED, **_KEEPS),
     Row("random-sam", _random_sam, product=True, **_RANDOM),
@@ -407,6 +420,7 @@ PRODUCTS = [
     Row(
         "momentum_sam", optax_sam.momentum_sam, remembers=True, momentum=True, **_INSIDE
     ),
+    Row("stale_sam", optax_sam.stale_sam, remembers=True, stale=True, **_INSIDE),
     Row(
         "random_perturbation",
         optax_sam.random_perturbation,

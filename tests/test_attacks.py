@@ -52,6 +52,8 @@ PRODUCTS = {
     "friendly_sam": lambda **o: optax_sam.friendly_sam(0.1, **o),
     "look_sam": lambda **o: optax_sam.look_sam(0.1, **o),
     "momentum_sam": lambda **o: optax_sam.momentum_sam(0.1, **o),
+    "stale_sam": lambda **o: optax_sam.stale_sam(0.1, **o),
+    "le_sam": lambda **o: optax_sam.le_sam(0.1, rho_max=0.5, of_loss=True, **o),
     "partial_climb": lambda **o: optax_sam.partial_climb(0.1, **o),
     "random_perturbation": lambda **o: optax_sam.random_perturbation(
         0.1, key=KEY(), **o

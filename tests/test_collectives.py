@@ -379,6 +379,7 @@ WIRE = {
         lambda **o: optax_sam.m_sam(lambda t: RHO / (1 + t), **EVERY_2, **o),
         (1, 1),
     ),
+    "le_sam": (lambda **o: optax_sam.le_sam(0.1, rho_max=RHO, **o), (1, 1)),
     "GSAM, every 2": (lambda **o: optax_sam.gsam(RHO, **EVERY_2, **o), (1, 1)),
     "friendly": (lambda **o: optax_sam.friendly_sam(RHO, **o), (2, 2)),
     "friendly, every 2": (
@@ -414,7 +415,7 @@ def test_what_crosses_the_wire(name, context):
     )
     run = MAPS.get(context, lambda step: step)(step)
     text = compiled(run, (params, state), batch).as_text()
-    assert (" conditional(" in text) == (name not in ("m_sam", "friendly"))
+    assert (" conditional(" in text) == (name not in ("m_sam", "le_sam", "friendly"))
     always, climbing, still = bytes_moved(text)
     gradient = 4 * sum(x.size for x in jax.tree.leaves(params))
     few = 64  # the value of the loss, and other scalars

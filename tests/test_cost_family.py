@@ -96,6 +96,7 @@ TWO_PASSES = {
     "gsam": optax_sam.gsam(),
     "wsam": optax_sam.wsam(),
     "friendly_sam": optax_sam.friendly_sam(),
+    "le_sam": optax_sam.le_sam(0.1, rho_max=0.5),
 }
 
 
@@ -106,6 +107,10 @@ def test_two_passes_have_the_flops_of_two_gradients(name):
 
 def test_momentum_and_its_loss_have_the_flops_of_one_gradient():
     assert 1.00 <= ratio(optax_sam.momentum_sam(), deep_loss) <= 1.03
+
+
+def test_a_stale_climb_and_its_loss_have_the_flops_of_one_gradient():
+    assert 1.00 <= ratio(optax_sam.stale_sam(), deep_loss) <= 1.03
 
 
 def test_a_random_climb_and_its_loss_have_the_flops_of_one_gradient():
@@ -309,6 +314,7 @@ def test_vmap_over_whole_trainings_skips(name):
 #: Each with the examples it must see in a step, of ROWS.
 INSIDE = {
     "momentum_sam": (optax_sam.momentum_sam(), ROWS),
+    "stale_sam": (optax_sam.stale_sam(), ROWS),
     "random_perturbation": (optax_sam.random_perturbation(0.05, key=KEY), ROWS),
     "partial_climb": (optax_sam.partial_climb(fraction=0.25), ROWS * 5 // 4),
     # A gradient, a forward pass to select by, and a gradient of the selected.

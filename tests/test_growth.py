@@ -29,6 +29,8 @@ PRODUCTS = {
     "look_sam, per_leaf": lambda: optax_sam.look_sam(per_leaf=True),
     "look_sam, diagnostics": lambda: optax_sam.look_sam(diagnostics=True),
     "momentum_sam": lambda: optax_sam.momentum_sam(),
+    "stale_sam": lambda: optax_sam.stale_sam(),
+    "le_sam": lambda: optax_sam.le_sam(0.1, rho_max=0.5, of_loss=True),
     "random_perturbation": lambda: optax_sam.random_perturbation(0.1, key=KEY),
     "partial_climb": lambda: optax_sam.partial_climb(),
     "esam": lambda: optax_sam.esam(key=KEY),

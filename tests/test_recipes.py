@@ -198,6 +198,76 @@ def test_climb_along_an_averaged_gradient():
         assert_close(after, params)
 
 
+def five_steps_by_hand(climb_of, sub_batches=(BATCH,)):
+    """`climb_of(gradient, average, t)` gives the climb; the average is kept here."""
+    params, seen, state = PARAMS, [], None
+    for _ in range(5):
+        each = [gradient(params, batch) for batch in sub_batches]
+        out = []
+        for batch, g in zip(sub_batches, each, strict=True):
+            climb = climb_of(g, state)[0]
+            out.append(gradient(jax.tree.map(jnp.add, params, climb), batch))
+        mean = [jax.tree.map(lambda *g: sum(g) / len(g), *gs) for gs in (each, out)]
+        state = climb_of(mean[0], state)[1]
+        params = descend(params, mean[1])
+        seen.append(params)
+    return seen
+
+
+def five_steps(tx):
+    """The gradients are taken inside, from the batch."""
+    tx = optax.chain(tx, optax.sgd(LEARNING_RATE))
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(None, state, params, value_fn=loss, batch=BATCH)
+        return optax.apply_updates(params, updates), state
+
+    params, state, seen = PARAMS, tx.init(PARAMS), []
+    for _ in range(5):
+        params, state = step(params, state)
+        seen.append(params)
+    return seen
+
+
+def devices(count):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("data",))
+    return {"axis_name": "data", "mesh": mesh}
+
+
+@pytest.mark.parametrize("where", ["batch", "micro-batches", "devices"])
+@pytest.mark.parametrize("name", ["VaSSO", "USAM"])
+def test_five_steps_of_vasso_and_of_the_unnormalized_climb(name, where):
+    theta = 0.4
+
+    def vasso(g, d):
+        d = (
+            g
+            if d is None
+            else jax.tree.map(lambda d, g: (1 - theta) * d + theta * g, d, g)
+        )
+        size = optax.tree.norm(d)
+        return jax.tree.map(lambda d: RHO * d / size, d), d
+
+    def unnormalized(g, _):
+        return jax.tree.map(lambda g: RHO * g, g), None
+
+    first = optax.scale_by_schedule(lambda t: jnp.where(t == 0, 1 / theta, 1.0))
+    average = optax.chain(first, optax.ema(1 - theta, debias=False))
+    ascent, by_hand = {
+        "VaSSO": (optax.chain(average, steepest_ascent(RHO)), vasso),
+        "USAM": (optax.scale(RHO), unnormalized),
+    }[name]
+    options = {"batch": {}, "micro-batches": {"microbatch_size": 4}}
+    options = options.get(where) or (devices(4) if where == "devices" else {})
+    quarters = [(X[i : i + 4], Y[i : i + 4]) for i in range(0, 16, 4)]
+    expected = five_steps_by_hand(by_hand, quarters if options else [BATCH])
+    for got, want in zip(
+        five_steps(sharpness_aware(ascent, **options)), expected, strict=True
+    ):
+        assert_close(got, want)
+
+
 # --- Every k steps -----------------------------------------------------------------
 
 

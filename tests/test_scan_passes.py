@@ -425,6 +425,7 @@ def test_second_order_is_refused():
         ("partial_climb", {}),
         ("esam", {"key": 0}),
         ("momentum_sam", {}),
+        ("stale_sam", {}),
         ("random_perturbation", {"key": 0}),
     ],
 )

@@ -41,6 +41,18 @@ def momentum(t, w, batch, average, memory):
     return seen
 
 
+def stale(t, w, batch, average, memory):
+    seen = at(w + RHO * unit(memory.get("g", 0 * w)), batch, average)
+    memory["g"] = seen[2]
+    return seen
+
+
+def le(t, w, batch, average, memory):
+    value, average, g = at(w, batch, average)
+    rho = min(0.3 * value / np.linalg.norm(g), 0.2)
+    return value, average, at(w + rho * unit(g), batch, average)[2]
+
+
 def look(t, w, batch, average, memory):
     value, average, g = at(w, batch, average)
     if t % 3:
@@ -61,6 +73,8 @@ def friendly(t, w, batch, average, memory):
 
 METHODS = {
     "momentum_sam": (lambda **o: optax_sam.momentum_sam(RHO, decay=0.8, **o), momentum),
+    "stale_sam": (lambda **o: optax_sam.stale_sam(RHO, **o), stale),
+    "le_sam": (lambda **o: optax_sam.le_sam(0.3, rho_max=0.2, of_loss=True, **o), le),
     "look_sam": (lambda **o: optax_sam.look_sam(RHO, k=3, alpha=0.4, **o), look),
     "friendly_sam": (lambda **o: optax_sam.friendly_sam(RHO, **o), friendly),
 }

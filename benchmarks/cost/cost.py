@@ -603,7 +603,8 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         }
         for number, part in itertools.product(range(len(chosen)), parts):
             for name, row in do[part](number).items():
-                rows[chosen[number].name][name].update(row)
+                # A method may be newer than the earlier rows.
+                rows[chosen[number].name].setdefault(name, {}).update(row)
             report.write_json(path, {**old, **report.provenance(), **found})
     if "counts" in parts:
         found["over_unrolled"] = check_unrolled(scanned)

@@ -67,6 +67,8 @@ METHODS = (
     ),
     Method("GSAM", lambda s: optax_sam.gsam(s.rho, **s.options), 2),
     Method("WSAM", lambda s: optax_sam.wsam(s.rho, **s.options), 2),
+    # Its rho is the budget, in units of the loss.
+    Method("LE-SAM", lambda s: optax_sam.le_sam(s.rho, rho_max=1.0, **s.options), 2),
     Method("F-SAM", lambda s: optax_sam.friendly_sam(s.rho, **s.options), 2),
     # A clean gradient, a forward pass to select by, and a gradient of half the batch.
     Method(
@@ -141,6 +143,9 @@ METHODS = (
         lambda s: optax_sam.momentum_sam(s.rho, **s.options),
         1,
         inside=True,
+    ),
+    Method(
+        "stale SAM", lambda s: optax_sam.stale_sam(s.rho, **s.options), 1, inside=True
     ),
     Method(
         "random perturbation",

@@ -111,8 +111,24 @@ def dual_vector(
 
     Reference: Foret et al. 2021, equation 2.
     """
-    order = check_ord(ord)
+    return _unit(_scaled(tree, axis_name), check_ord(ord), axis_name)
+
+
+def dual_vector_and_norm(
+    tree: Tree, ord: float | None = None, axis_name: AxisName | None = None
+) -> tuple[Tree, jax.Array]:
+    """The dual vector v, and <tree, v>: the norm of the tree of order q.
+
+    The norm is 0 where the vector is zero.
+    """
     scaled = _scaled(tree, axis_name)
+    unit = _unit(scaled, check_ord(ord), axis_name)
+    rise = dot(scaled.tree, unit, axis_name)
+    norm = jnp.where(scaled.usable, scaled.scale * rise, 0)
+    return unit, once(norm)
+
+
+def _unit(scaled: "_Scaled", order: float, axis_name: AxisName | None) -> Tree:
     shape, usable = jax.tree.map(_profile(order), scaled.tree), scaled.usable
     norm = once(_norm(shape, order, usable, axis_name))
     # Chosen at the end only: XLA would store the entries for the norm to read.

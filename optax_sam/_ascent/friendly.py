@@ -61,6 +61,7 @@ def friendly_ascent(
     Reference: Li et al. 2024, "Friendly Sharpness-Aware Minimization", algorithm 1;
       the first step as in its code.
     """
+    ascent = optax.with_extra_args_support(ascent)
     check_weight("sigma", sigma)
     check_decay("decay", decay)
 
@@ -69,16 +70,19 @@ def friendly_ascent(
         return FriendlyAscentState(zeros_in_float32(params), count, ascent.init(params))
 
     def update(
-        updates: Tree, state: FriendlyAscentState, params: Tree | None = None
+        updates: Tree,
+        state: FriendlyAscentState,
+        params: Tree | None = None,
+        **extra_args: Any,
     ) -> tuple[Tree, FriendlyAscentState]:
         average = matching(state.average, updates)
         noise = jax.tree.map(
             lambda g, m: (widen(g) - sigma * m).astype(g.dtype), updates, average
         )
-        climb, inner = ascent.update(noise, state.ascent, params)
+        climb, inner = ascent.update(noise, state.ascent, params, **extra_args)
         kept = jnp.where(state.step == 0, 0, decay)
         new, finite = accumulate(average, updates, kept, 1 - kept, params_axis_name)
         step = jnp.where(finite, optax.safe_increment(state.step), state.step)
         return climb, FriendlyAscentState(fill(new, state.average), step, inner)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)

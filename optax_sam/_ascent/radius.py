@@ -13,6 +13,9 @@ from optax_sam._types import Ascent, Rho, Tree
 
 Direction = Callable[[Tree, Tree], Tree]
 
+#: `climb(gradient, params, *numbers, **extra_args)`: the climb of one step.
+Climb = Callable[..., Tree]
+
 
 def check_rho(rho: Any) -> None:
     """Refuse a negative or undefined radius where its value is known."""
@@ -22,17 +25,23 @@ def check_rho(rho: Any) -> None:
             "stands in front of the optimizer: optax.chain(sam(rho=0.05), "
             "optax.sgd(0.1))."
         )
-    if isinstance(rho, jax.core.Tracer) or callable(rho):
+    check_number("rho", rho)
+
+
+def check_number(name: str, number: Any) -> None:
+    """Refuse what says how far to climb and is no number, or negative."""
+    if isinstance(number, jax.core.Tracer) or callable(number):
         return  # nothing to look at yet
-    if np.shape(rho) != ():
+    if np.shape(number) != ():
         raise ValueError(
-            f"rho is one number for the whole tree, but it has shape {np.shape(rho)}. "
-            f"For a radius for each part, give each its own ascent by optax.partition."
+            f"{name} is one number for the whole tree, but it has shape "
+            f"{np.shape(number)}. For one for each part, give each its own ascent by "
+            f"optax.partition."
         )
-    if not float(rho) >= 0:
+    if not float(number) >= 0:
         raise ValueError(
-            f"rho must be non-negative, got rho = {rho}: it is the radius of the ball "
-            f"to climb in. To descend, negate the updates of what stands behind SAM."
+            f"{name} must be non-negative, got {name} = {number}: it says how far to "
+            f"climb. To descend, negate the updates of what stands behind SAM."
         )
 
 
@@ -52,23 +61,48 @@ def climb_by(rho: Rho, direction: Direction) -> Ascent:
     Stateless for a number; with a schedule the state counts the steps.
     """
     check_rho(rho)
-    return _scheduled(rho, direction) if callable(rho) else _constant(rho, direction)
+
+    def climb(gradient: Tree, params: Tree, rho: Any, **extra_args: Any) -> Tree:
+        del extra_args
+        return scale_to(direction(gradient, params), rho, gradient)
+
+    return climb_at(climb, rho)
 
 
-def _constant(rho: Any, direction: Direction) -> Ascent:
-    return optax.stateless(lambda g, params: scale_to(direction(g, params), rho, g))
+def climb_at(climb: Climb, *numbers: Rho) -> Ascent:
+    """The ascent that makes its climb with these numbers, or those of schedules."""
+    if any(callable(number) for number in numbers):
+        return _scheduled(climb, numbers)
+    return _constant(climb, numbers)
 
 
-def _scheduled(rho: Callable[[Any], Any], direction: Direction) -> Ascent:
+def _constant(climb: Climb, numbers: tuple[Rho, ...]) -> Ascent:
+    def init(params: Tree) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update(
+        updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any
+    ) -> tuple[Tree, Any]:
+        return climb(updates, params, *numbers, **extra_args), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _scheduled(climb: Climb, numbers: tuple[Rho, ...]) -> Ascent:
     def init(params: Tree) -> optax.ScaleByScheduleState:
         del params
         return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
 
     def update(
-        updates: Tree, state: optax.ScaleByScheduleState, params: Tree | None = None
+        updates: Tree,
+        state: optax.ScaleByScheduleState,
+        params: Tree | None = None,
+        **extra_args: Any,
     ) -> tuple[Tree, optax.ScaleByScheduleState]:
-        climb = scale_to(direction(updates, params), rho(state.count), updates)
+        now = [x(state.count) if callable(x) else x for x in numbers]
+        made = climb(updates, params, *now, **extra_args)
         count = optax.safe_increment(state.count)
-        return climb, optax.ScaleByScheduleState(count=count)
+        return made, optax.ScaleByScheduleState(count=count)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)

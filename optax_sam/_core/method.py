@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from optax_sam._checks import check_ascent, check_whole
 from optax_sam._core.diagnostics import no_loss
@@ -120,7 +121,7 @@ def finish_by(ascent: Ascent) -> Callable[..., tuple[Tree, Any]]:
     def finish(state: Any, seen: Seen, climbs: Any, params: Tree) -> tuple[Tree, Any]:
         del climbs  # clocks and averages go on, whether or not this step climbs
         clean = seen.gradient if seen.clean is None else seen.clean
-        return seen.gradient, advance(ascent, state, clean, params)
+        return seen.gradient, advance(ascent, state, clean, params, seen.value)
 
     return finish
 
@@ -180,8 +181,8 @@ def number_of(num_steps: int | None) -> int:
 def step_by(ascent: Ascent, state: Any, num_steps: int = 1) -> ClimbOf:
     """One of `num_steps` steps of a climb, each a share of the ascent's."""
 
-    def climb_of(gradient: Tree, params: Tree) -> Tree:
-        climb = ascent.update(gradient, state, params)[0]
+    def climb_of(gradient: Tree, params: Tree, value: Any = None) -> Tree:
+        climb = ask(ascent, gradient, state, params, value)[0]
         if num_steps == 1:
             return climb
         return jax.tree.map(lambda e: e / num_steps, climb)
@@ -189,11 +190,23 @@ def step_by(ascent: Ascent, state: Any, num_steps: int = 1) -> ClimbOf:
     return climb_of
 
 
-def advance(ascent: Ascent, state: Any, gradient: Tree, params: Tree) -> Any:
-    """The ascent's state after a step, from a gradient averaged over sub-batches."""
+def ask(
+    ascent: Ascent, gradient: Tree, state: Any, params: Tree, value: Any = None
+) -> tuple[Tree, Any]:
+    """The ascent's climb and next state; one that takes `value=` gets the loss."""
+    told = {} if value is None else {"value": value}
+    asked = optax.with_extra_args_support(ascent)
+    climb, new = asked.update(gradient, state, params, **told)
+    return climb, new
+
+
+def advance(
+    ascent: Ascent, state: Any, gradient: Tree, params: Tree, value: Any = None
+) -> Any:
+    """The ascent's state after a step, from what was averaged over sub-batches."""
     if not has_state(state):
         return state
-    return ascent.update(gradient, state, matching(params, gradient))[1]
+    return ask(ascent, gradient, state, matching(params, gradient), value)[1]
 
 
 def has_state(state: Any) -> bool:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from optax_sam._ascent.dual import two_norm
 from optax_sam._checks import check_pair, check_scalar
-from optax_sam._core.diagnostics import Diagnostics, diagnose
+from optax_sam._core.diagnostics import Diagnostics, diagnose, unknown
 from optax_sam._devices import vary_like, vary_with, warn_of_sums
 from optax_sam._trees import (
     cast,
@@ -26,8 +26,9 @@ from optax_sam._when import choose
 #: `loss(params, examples)`: a scalar, or `(scalar, aux)`.
 Loss = Callable[[Tree, Tree], Any]
 
-#: `climb_of(gradient, params) -> climb`: the next step of a climb.
-ClimbOf = Callable[[Tree, Tree], Tree]
+#: `climb_of(gradient, params, value) -> climb`: the next step of a climb. The value is
+#: the clean loss of the sub-batch, or `None` where nobody has told it.
+ClimbOf = Callable[[Tree, Tree, Any], Tree]
 
 
 class Evaluation(NamedTuple):
@@ -62,7 +63,8 @@ class Passes:
         a point) stays where it is.
       examples: the sub-batch; `None` where the loss knows it.
       has_aux: whether the loss returns `(value, aux)`.
-      given: the clean pass where the caller has made it already.
+      given: the clean pass where the caller has made it already; its value is `None`
+        where that is not known.
       watched: whether diagnostics are asked for.
     """
 
@@ -75,7 +77,11 @@ class Passes:
 
     def clean(self) -> Evaluation:
         """The clean pass, at the parameters."""
-        return self.at(self.params) if self.given is None else self.given
+        if self.given is None:
+            return self.at(self.params)
+        if self.given.value is None:
+            return self.given._replace(value=unknown())
+        return self.given
 
     def at(self, point: Tree, like: Tree = None) -> Evaluation:
         """The pass at another point, its gradient in the dtypes of `like`, if given."""
@@ -116,7 +122,7 @@ class Passes:
         here = matching(self.params, clean.gradient)
 
         def onward() -> Any:
-            point = self.climb(climb_of, clean.gradient, num_steps, climb_dtype)
+            point = self.climb(climb_of, clean, num_steps, climb_dtype)
             last = self.at(point, clean.gradient)
             return last.gradient, self.show(clean, last, point, 1 + num_steps)
 
@@ -126,19 +132,22 @@ class Passes:
         return Walk(clean, *choose(climbs, onward, stay))
 
     def climb(
-        self, climb_of: ClimbOf, gradient: Tree, num_steps: int, climb_dtype: Any
+        self, climb_of: ClimbOf, clean: Evaluation, num_steps: int, climb_dtype: Any
     ) -> Tree:
-        """The climbed parameters, after `num_steps` steps from the first gradient on.
+        """The climbed parameters, after `num_steps` steps from the clean gradient on.
 
         Each is found by `climb_of` from the gradient at the end of the one before, held
         in `climb_dtype`.
         """
+        gradient, value = clean.gradient, clean.value
+        if self.given is not None and self.given.value is None:
+            value = None
         start = matching(self.params, gradient)
-        climb = climb_of(cast(gradient, climb_dtype), start)
+        climb = climb_of(cast(gradient, climb_dtype), start, value)
         for _ in range(num_steps - 1):
             so_far = add_climb(start, climb, gradient, climb_dtype)
             there = cast(self.at(so_far, gradient).gradient, climb_dtype)
-            climb = jax.tree.map(jnp.add, climb, climb_of(there, start))
+            climb = jax.tree.map(jnp.add, climb, climb_of(there, start, value))
         return add_climb(start, climb, gradient, climb_dtype)
 
     def show(

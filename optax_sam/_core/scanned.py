@@ -130,7 +130,8 @@ class _Loop:
         here = vary_like(self.passes.params, there.gradient)
         climb = distance = None
         if self.several:
-            climb = zeros(jax.eval_shape(self.climb_of, there.gradient, here))
+            shapes = there.gradient, here, there.value
+            climb = zeros(jax.eval_shape(self.climb_of, *shapes))
         if self.passes.watched:
             distance = zeros(jax.eval_shape(self.passes.distance, here))
         return Carry(self.kept(there), here, climb, self.shown(there.value), distance)
@@ -138,9 +139,10 @@ class _Loop:
     def trip(self, carry: Carry, trip: Any, more: Any) -> Carry:
         """The pass at the point, and the climb to the next one, if there is more."""
         there = self.evaluate(carry.point)
+        clean = choose(trip == 0, lambda: self.kept(there), lambda: carry.clean)
 
         def onward() -> tuple[Tree, Tree, Any, Any]:
-            climb = self.climb_of(there.gradient, self.passes.params)
+            climb = self.climb_of(there.gradient, self.passes.params, clean.value)
             if self.several:
                 climb = jax.tree.map(jnp.add, carry.climb, climb)
             point = add_climb(self.passes.params, climb, there.gradient)
@@ -151,7 +153,6 @@ class _Loop:
         def stay() -> tuple[Tree, Tree, Any, Any]:
             return there.gradient, carry.climb, self.shown(there.value), carry.distance
 
-        clean = choose(trip == 0, lambda: self.kept(there), lambda: carry.clean)
         return Carry(clean, *choose(more, onward, stay))
 
     def kept(self, clean: Evaluation) -> Evaluation:

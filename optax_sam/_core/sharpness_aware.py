@@ -26,7 +26,8 @@ def sharpness_aware(
     the climbed gradient.
 
     Args:
-      ascent: from a gradient to a climb, e.g. `steepest_ascent(rho)`. It must climb: an
+      ascent: from a gradient to a climb, e.g. `steepest_ascent(rho)`. One that takes
+        `value=` is told the clean loss of the sub-batch. It must climb: an
         optimizer (`optax.sgd(0.1)`), whose updates point downhill, descends here
         without a word, and diagnostics show a negative sharpness. So they do where
         an optimizer stands in front of SAM, `optax.chain(optax.adam(1e-3), sam(rho))`:
@@ -74,8 +75,8 @@ def sharpness_aware(
       where it is.
       `value_fn(params)` is the loss of this step's batch or, when `batch` is
       given, `value_fn(params, batch)`: a pure function; `obj_fn` is another name of
-      it. `value` is the clean loss, for `diagnostics` alone. Other extra arguments are
-      for the neighbours.
+      it. `value` is the clean loss of the gradient that comes in, for `diagnostics` and
+      for an ascent that takes `value=`. Other extra arguments are for the neighbours.
 
     Raises:
       TypeError: `update` without `value_fn`, or with another `obj_fn` beside it; a

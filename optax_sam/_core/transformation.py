@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from optax_sam import _devices
 from optax_sam._checks import check_holes, check_leaves, check_pair
-from optax_sam._core.diagnostics import Diagnostics, no_diagnostics, unknown
+from optax_sam._core.diagnostics import Diagnostics, no_diagnostics
 from optax_sam._core.loss_argument import find_loss
 from optax_sam._core.method import Method, Seen
 from optax_sam._core.passes import Evaluation, Passes
@@ -295,4 +295,4 @@ def _clean_pass(
         return None
     if axis_name is not None:
         _devices.refuse_unvarying(updates, axis_name, "gradient")
-    return Evaluation(unknown() if value is None else value, updates)
+    return Evaluation(value, updates)

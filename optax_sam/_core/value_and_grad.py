@@ -179,7 +179,7 @@ def through_the_climb(
         def climbed_loss(params: Tree) -> Any:
             here = replace(passes, params=params)
             clean = here.clean()
-            point = here.climb(climb_of, clean.gradient, steps, climb_dtype)
+            point = here.climb(climb_of, clean, steps, climb_dtype)
             return here.out(point)[0], (clean, point)
 
         def climbed() -> Any:

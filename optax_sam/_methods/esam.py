@@ -105,7 +105,7 @@ def esam(
         step = step_by(ascent, state)
 
         def climb() -> Any:
-            point = passes.climb(step, clean.gradient, 1, climb_dtype)
+            point = passes.climb(step, clean, 1, climb_dtype)
             some = _where_loss_rose(passes, point, losses, gamma)
             there = some.at(point, clean.gradient)
             report = passes.show(clean, there, point, 2)
@@ -168,15 +168,19 @@ def some_leaves(ascent: Ascent, beta: float, key: jax.Array) -> Ascent:
 
     Those that do climb 1 / beta as far, so that the mean is the ascent's own.
     """
+    ascent = optax.with_extra_args_support(ascent)
 
     def init(params: Tree) -> SomeLeavesState:
         count = jnp.zeros([], jnp.int32)
         return SomeLeavesState(own_key(key), count, ascent.init(params))
 
     def update(
-        updates: Tree, state: SomeLeavesState, params: Tree | None = None
+        updates: Tree,
+        state: SomeLeavesState,
+        params: Tree | None = None,
+        **extra_args: Any,
     ) -> tuple[Tree, SomeLeavesState]:
-        climb, inner = ascent.update(updates, state.ascent, params)
+        climb, inner = ascent.update(updates, state.ascent, params, **extra_args)
         leaves, structure = jax.tree.flatten(climb)
         now = jax.random.fold_in(state.key, state.step)
         kept = once(jax.random.bernoulli(now, beta, [len(leaves)]))
@@ -186,4 +190,4 @@ def some_leaves(ascent: Ascent, beta: float, key: jax.Array) -> Ascent:
         new = SomeLeavesState(state.key, step, inner)
         return jax.tree.unflatten(structure, some), new
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -123,7 +123,7 @@ def look_sam(
             return add_scaled(seen.gradient, push, alpha), reused
 
         gradient, kept = choose(climbs, look, reuse)
-        inner = advance(ascent, state.ascent, seen.clean, params)
+        inner = advance(ascent, state.ascent, seen.clean, params, seen.value)
         return gradient, LookSAMState(fill(kept, state.reused), inner)
 
     options["when"] = both(options.get("when"), every_k(k))

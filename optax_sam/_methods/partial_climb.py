@@ -81,9 +81,9 @@ def partial_climb(
         some = passes.over(take(passes.examples, part))
 
         def climb() -> tuple[Tree, Tree]:
-            few = some.clean().gradient
+            few = some.clean()
             step = step_by(ascent, state, steps)
-            return few, some.climb(step, few, steps, climb_dtype)
+            return few.gradient, some.climb(step, few, steps, climb_dtype)
 
         def stay() -> tuple[Tree, Tree]:
             here = passes.params

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 
 from optax_sam._trees import widen
 from optax_sam._types import Ascent, Tree
@@ -62,6 +63,7 @@ def climb_sharpness(
     """
     check_params(params)
     loss = scalar_loss(loss_fn)
+    climber = optax.with_extra_args_support(ascent)
 
     def rise(average: Average) -> jax.Array:
         def value_and_grad(*batch: Any) -> Tree:
@@ -70,7 +72,7 @@ def climb_sharpness(
         value: jax.Array
         value, gradient = average(value_and_grad)
         wide = jax.tree.map(widen, gradient)
-        climb, _ = ascent.update(wide, ascent.init(params), params)
+        climb, _ = climber.update(wide, climber.init(params), params, value=value)
         point = moved(params, 1, climb)
         climbed = widen(average(lambda *batch: loss(point, *batch)))
         return climbed - value
