@@ -62,7 +62,7 @@ class ScannedPasses(Passes):
         exactly at the parameters, and each climb from a gradient that was taken.
         """
         self._refuse(climb_dtype)
-        straight = Passes(**vars(self))
+        straight = self.straight()
         if climbs is False:
             return straight.walk(climb_of, False)
         loop = _Loop(straight, climb_of, num_steps > 1, keep_clean or self.watched)
@@ -82,6 +82,10 @@ class ScannedPasses(Passes):
             report = self.report(end.clean, last, end.distance, count)
         clean = end.clean._replace(aux=loop.whole(end.clean.aux))
         return Walk(clean, end.point, report)
+
+    def straight(self) -> Passes:
+        """The same passes, one by one: what a trip makes."""
+        return Passes(**vars(self))
 
     def _refuse(self, climb_dtype: Any) -> None:
         if self.given is not None:
