@@ -112,11 +112,12 @@ class _Loop:
         self.several, self.keep_clean = several, keep_clean
         self.plain: list[Any] = []
         # So that the shapes of the carry and the loop's body share one trace.
-        self.evaluate: Callable[[Tree], Evaluation] = jax.jit(self._evaluate)
+        self.evaluate: Callable[..., Evaluation] = jax.jit(self._evaluate)
 
-    def _evaluate(self, point: Tree) -> Evaluation:
+    def _evaluate(self, point: Tree, told: Any, first: Any) -> Evaluation:
         """The pass at a point, of whose aux no loop can carry what is no array."""
-        there = self.passes.at(point, self.passes.params)
+        passes = self.passes.after(told, first)
+        there = passes.at(point, passes.params)
         leaves, structure = jax.tree.flatten(there.aux)
         self.plain = [structure, [None if is_array(x) else (x,) for x in leaves]]
         return there._replace(aux=[x if is_array(x) else None for x in leaves])
@@ -130,7 +131,7 @@ class _Loop:
 
     def start(self) -> Carry:
         """The parameters, and zeros for what the first trip finds."""
-        there = zeros(jax.eval_shape(self.evaluate, self.passes.params))
+        there = zeros(jax.eval_shape(self.evaluate, self.passes.params, None, True))
         here = vary_like(self.passes.params, there.gradient)
         climb = distance = None
         if self.several:
@@ -141,7 +142,7 @@ class _Loop:
 
     def trip(self, carry: Carry, trip: Any, more: Any) -> Carry:
         """The pass at the point, and the climb to the next one, if there is more."""
-        there = self.evaluate(carry.point)
+        there = self.evaluate(carry.point, carry.clean.told, trip == 0)
 
         def onward() -> tuple[Tree, Tree, Any, Any]:
             climb = self.climb_of(there.gradient, self.passes.params)
