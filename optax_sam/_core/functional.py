@@ -185,7 +185,7 @@ class FunctionalPasses(Passes):
     def outputs(self, point: Tree) -> tuple[Tree, tuple[Tree, Any]]:
         """What of the outputs has a gradient; what has none, and aux."""
         out = self.loss(fill(point, self.params), self.examples)
-        out, aux = _pair(out) if self.has_aux else (out, None)
+        out, aux = check_outputs(out, self.has_aux)
         moving, fixed = split_inexact(out)
         if not jax.tree.leaves(moving):
             raise TypeError(
@@ -207,13 +207,17 @@ class ScannedFunctionalPasses(ScannedPasses):
         return FunctionalPasses(**vars(self))
 
 
-def _pair(out: Any) -> tuple[Any, Any]:
+def check_outputs(out: Any, has_aux: bool) -> tuple[Any, Any]:
+    """Outputs and aux of what a net returned; refused when it is no such."""
+    if not has_aux:
+        return out, None
     if not (isinstance(out, tuple) and len(out) == 2):
         raise TypeError(
             f"With has_aux=True the net must return (outputs, aux), but it returned "
             f"{type(out).__name__}. Return a pair, or drop has_aux."
         )
-    return out
+    outputs, aux = out
+    return outputs, aux
 
 
 def _scalar(value: Any) -> Any:
