@@ -9,6 +9,9 @@ from optax_sam._ascent import steepest_ascent as steepest_ascent
 from optax_sam._combine import gradient_norm_penalty as gradient_norm_penalty
 from optax_sam._combine import surrogate_gap as surrogate_gap
 from optax_sam._core.diagnostics import Diagnostics as Diagnostics
+from optax_sam._core.functional import (
+    functional_value_and_grad as functional_value_and_grad,
+)
 from optax_sam._core.method import Method as Method
 from optax_sam._core.method import Seen as Seen
 from optax_sam._core.method import climbing as climbing

@@ -34,11 +34,20 @@ def shapes(size):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-def deep_loss(params, inputs):
+def deep_outputs(params, inputs):
     h = inputs
     for weight in params.values():
         h = jnp.tanh(h @ weight)
-    return jnp.mean(h**2)
+    return h
+
+
+def mean_square(outputs, inputs):
+    del inputs
+    return jnp.mean(outputs**2)
+
+
+def deep_loss(params, inputs):
+    return mean_square(deep_outputs(params, inputs), inputs)
 
 
 def compiled(function, size):
@@ -93,6 +102,9 @@ TWO_PASSES = {
     "sam, all inside": by_door_1_inside(optax_sam.sam(diagnostics=True)),
     "sam, door 2": by_door_2(optax_sam.steepest_ascent()),
     "asam, door 2": by_door_2(optax_sam.adaptive_ascent()),
+    "Functional SAM": optax_sam.functional_value_and_grad(
+        deep_outputs, mean_square, optax_sam.steepest_ascent()
+    ),
 }
 
 

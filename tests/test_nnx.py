@@ -302,6 +302,88 @@ def test_diagnostics_of_sub_batches():
     np.testing.assert_allclose(report.loss, value, rtol=1e-6)
 
 
+# --- Functional SAM -----------------------------------------------------------------
+
+
+def outputs_of(model, x, y):
+    out = model(x)
+    return out, out
+
+
+def head(outputs, x, y):
+    return jnp.mean((outputs - y) ** 2)
+
+
+def functional_by_hand(x=X, y=Y, fold=None):
+    """The clean gradient of the head, pulled back through a climbed clone."""
+    clean, climbed = net(), net()
+    if fold is not None:
+        fold_keys(clean, fold)
+        fold_keys(climbed, fold)
+    out, clean_grads = of_nnx(loss_fn, nnx.Param)(clean, x, y)
+    slope = jax.grad(head)(out[1], x, y)
+    size = optax.tree.norm(nnx.as_pure(clean_grads))
+    graphdef, params, rest = nnx.split(climbed, nnx.Param, ...)
+    params = jax.tree.map(lambda w, g: w + RHO * g / size, params, clean_grads)
+
+    def along(params):
+        return jnp.sum(slope * nnx.merge(graphdef, params, rest, copy=True)(x))
+
+    return out, arrays(jax.jit(jax.grad(along))(params)), state_of(clean, x, y)
+
+
+def functional_grads(**options):
+    return optax_sam.nnx.functional_value_and_grad(
+        outputs_of, head, steepest_ascent(RHO), has_aux=True, **options
+    )
+
+
+@SCANNED
+@COMPILED
+def test_functional_sam(how, scan_passes):
+    """Both passes see the same masks; the state is that of the clean one."""
+    model = net()
+    out, grads, after = functional_by_hand()
+    got, got_grads = how(functional_grads(scan_passes=scan_passes), model, X, Y)
+    assert_close((got, arrays(got_grads)), (out, grads))
+    assert_close(state_of(model, X, Y), after)
+    assert model.dropout.rngs.count[...] == 1
+
+
+@pytest.mark.slow
+@SCANNED
+@pytest.mark.parametrize("mesh", [False, True])
+def test_functional_sam_of_sub_batches(mesh, scan_passes):
+    model, parts = net(), []
+    for j, start in enumerate(range(0, len(X), 4)):
+        some = slice(start, start + 4)
+        (value, _), grads, state = functional_by_hand(X[some], Y[some], fold=j)
+        parts.append((value, grads, state[0]["norm"]["mean"]))
+    expected = jax.tree.map(lambda *x: sum(x) / len(x), *parts)
+    options = {"axis_name": "data", "mesh": auto_mesh(3)} if mesh else {}
+    grad_fn = functional_grads(
+        scan_passes=scan_passes,
+        microbatch_size=4,
+        batch_argnums=(1, 2),
+        concat_aux=True,
+        **options,
+    )
+    (value, _), grads = under_nnx_jit(grad_fn, model, X, Y)
+    assert_close((value, arrays(grads), model.norm.mean[...]), expected)
+
+
+def test_the_head_of_functional_sam_is_given_no_objects():
+    def plain(model, other, x, y):
+        return model(x)
+
+    def head(outputs, other, x, y):
+        assert other is None
+        return jnp.mean((outputs - y) ** 2)
+
+    grad_fn = optax_sam.nnx.functional_value_and_grad(plain, head, steepest_ascent(RHO))
+    assert_close(grad_fn(net(), net(), X, Y)[0], functional_by_hand()[0][0])
+
+
 # --- m-sharpness --------------------------------------------------------------------
 
 

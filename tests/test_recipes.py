@@ -5,6 +5,7 @@ Each test is the recipe as a user writes it, compared with a plain loop in Pytho
 
 import chex
 import equinox
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -623,3 +624,34 @@ def test_equinox_model():
         jax.grad(model_loss)(params), tx.init(params)[0], params, value_fn=model_loss
     )
     assert_close(grads, expected)
+
+
+def test_functional_sam_of_a_flax_model():
+    """The clean gradient in the logits, pulled back through the climbed model."""
+
+    class LanguageModel(nn.Module):
+        @nn.compact
+        def __call__(self, tokens):
+            return nn.Dense(8)(nn.gelu(nn.Dense(8)(nn.Embed(8, 4)(tokens))))
+
+    model = LanguageModel()
+    tokens = jnp.asarray(rng.integers(0, 8, size=(4, 6)))
+    params = model.init(jax.random.key(0), tokens[:, :-1])["params"]
+
+    def net(params, tokens):
+        return model.apply({"params": params}, tokens[:, :-1])
+
+    def head(logits, tokens):
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+        return losses.mean()
+
+    grad_fn = optax_sam.functional_value_and_grad(net, head, steepest_ascent(RHO))
+    _, found = jax.jit(grad_fn)(params, tokens)
+
+    logits, pull_back = jax.vjp(lambda p: net(p, tokens), params)
+    slope = jax.grad(head)(logits, tokens)
+    (clean,) = pull_back(slope)
+    size = optax.tree.norm(clean)
+    moved = jax.tree.map(lambda w, g: w + RHO * g / size, params, clean)
+    (expected,) = jax.vjp(lambda p: net(p, tokens), moved)[1](slope)
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)

@@ -32,11 +32,15 @@ ClimbOf = Callable[[Tree, Tree, Any], Tree]
 
 
 class Evaluation(NamedTuple):
-    """What one pass gives: the value of the loss, its gradient, and aux."""
+    """What one pass gives: the value of the loss, its gradient, and aux.
+
+    `told`: what the clean pass tells the further ones, where they are not alike.
+    """
 
     value: Any
     gradient: Tree
     aux: Any = None
+    told: Any = None
 
 
 class Walk(NamedTuple):
@@ -98,6 +102,14 @@ class Passes:
         check_scalar(value)
         return value, aux
 
+    def after(self, told: Any, first: Any = False) -> "Passes":
+        """The passes that follow a clean one: of a loss, they are like it.
+
+        `first` (a traced bool, in a loop): that this is the clean one all the same.
+        """
+        del told, first
+        return self
+
     def over(self, examples: Tree) -> "Passes":
         """The passes over other examples."""
         return replace(self, examples=examples, given=None)
@@ -120,10 +132,11 @@ class Passes:
         del keep_clean
         clean = self.clean()
         here = matching(self.params, clean.gradient)
+        further = self.after(clean.told)
 
         def onward() -> Any:
-            point = self.climb(climb_of, clean, num_steps, climb_dtype)
-            last = self.at(point, clean.gradient)
+            point = further.climb(climb_of, clean, num_steps, climb_dtype)
+            last = further.at(point, clean.gradient)
             return last.gradient, self.show(clean, last, point, 1 + num_steps)
 
         def stay() -> Any:

@@ -62,7 +62,7 @@ class ScannedPasses(Passes):
         exactly at the parameters, and each climb from a gradient that was taken.
         """
         self._refuse(climb_dtype)
-        straight = Passes(**vars(self))
+        straight = self.straight()
         if climbs is False:
             return straight.walk(climb_of, False)
         loop = _Loop(straight, climb_of, num_steps > 1, keep_clean or self.watched)
@@ -82,6 +82,10 @@ class ScannedPasses(Passes):
             report = self.report(end.clean, last, end.distance, count)
         clean = end.clean._replace(aux=loop.whole(end.clean.aux))
         return Walk(clean, end.point, report)
+
+    def straight(self) -> Passes:
+        """The same passes, one by one: what a trip makes."""
+        return Passes(**vars(self))
 
     def _refuse(self, climb_dtype: Any) -> None:
         if self.given is not None:
@@ -108,11 +112,12 @@ class _Loop:
         self.several, self.keep_clean = several, keep_clean
         self.plain: list[Any] = []
         # So that the shapes of the carry and the loop's body share one trace.
-        self.evaluate: Callable[[Tree], Evaluation] = jax.jit(self._evaluate)
+        self.evaluate: Callable[..., Evaluation] = jax.jit(self._evaluate)
 
-    def _evaluate(self, point: Tree) -> Evaluation:
+    def _evaluate(self, point: Tree, told: Any, first: Any) -> Evaluation:
         """The pass at a point, of whose aux no loop can carry what is no array."""
-        there = self.passes.at(point, self.passes.params)
+        passes = self.passes.after(told, first)
+        there = passes.at(point, passes.params)
         leaves, structure = jax.tree.flatten(there.aux)
         self.plain = [structure, [None if is_array(x) else (x,) for x in leaves]]
         return there._replace(aux=[x if is_array(x) else None for x in leaves])
@@ -126,7 +131,7 @@ class _Loop:
 
     def start(self) -> Carry:
         """The parameters, and zeros for what the first trip finds."""
-        there = zeros(jax.eval_shape(self.evaluate, self.passes.params))
+        there = zeros(jax.eval_shape(self.evaluate, self.passes.params, None, True))
         here = vary_like(self.passes.params, there.gradient)
         climb = distance = None
         if self.several:
@@ -138,7 +143,7 @@ class _Loop:
 
     def trip(self, carry: Carry, trip: Any, more: Any) -> Carry:
         """The pass at the point, and the climb to the next one, if there is more."""
-        there = self.evaluate(carry.point)
+        there = self.evaluate(carry.point, carry.clean.told, trip == 0)
         clean = choose(trip == 0, lambda: self.kept(there), lambda: carry.clean)
 
         def onward() -> tuple[Tree, Tree, Any, Any]:

@@ -1,5 +1,6 @@
 """In place of `jax.value_and_grad`: a drop-in for who owns the training loop."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -108,7 +109,7 @@ def value_and_grad(
     Reference: Foret et al. 2021, algorithm 1; equation 3 and appendix C.4 for
       `second_order`.
     """
-    _check_options(ascent, when, scan_passes, second_order)
+    check_options(ascent, when, scan_passes, second_order)
     argnums = check_argnums("argnums", argnums)
     make_passes = ScannedPasses if scan_passes else Passes
     make = through_the_climb if second_order else climbing
@@ -122,11 +123,27 @@ def value_and_grad(
             return loss_fn(*put(some, argnums, fill(point, still)), **named)
 
         passes = make_passes(loss, params, has_aux=has_aux, watched=diagnostics)
-        seen = method.local(passes, ascent.init(params), decide(when, None))
-        shown = [seen.aux] * has_aux + [seen.report] * diagnostics
-        return with_aux(seen.value, shown), seen.gradient
+        return one_step(passes, method, when)
 
-    step = CompiledOnce(run) if scan_passes or not known_in_python(when) else run
+    compiles = scan_passes or not known_in_python(when)
+    step = functools.partial(CompiledOnce(run) if compiles else run, loss_fn)
+    return drop_in(step, ascent, argnums, allow_int)
+
+
+def one_step(passes: Passes, method: Method, when: When) -> tuple[Any, Tree]:
+    """The value, with what is shown beside it, and the gradient of a step."""
+    seen = method.local(passes, method.init(passes.params), decide(when, None))
+    shown = [seen.aux] * passes.has_aux + [seen.report] * passes.watched
+    return with_aux(seen.value, shown), seen.gradient
+
+
+def drop_in(
+    step: Callable[..., tuple[Any, Tree]],
+    ascent: Ascent,
+    argnums: int | tuple[int, ...],
+    allow_int: bool,
+) -> Callable[..., tuple[Any, Tree]]:
+    """A function like that of `jax.value_and_grad`, of `step(args, kwargs)`."""
 
     def sam_value_and_grad(*args: Any, **kwargs: Any) -> Any:
         positions("argnums", argnums, len(args))
@@ -134,15 +151,15 @@ def value_and_grad(
         params, still = split_inexact(chosen)
         check_leaves(chosen, params if allow_int else chosen)
         _refuse_state(ascent, params)
-        out, gradient = step(loss_fn, args, kwargs)
+        out, gradient = step(args, kwargs)
         return out, with_float0(gradient, still)
 
     vars(sam_value_and_grad)["argnums"] = argnums  # m_sharpness must be told the same
     return sam_value_and_grad
 
 
-def _check_options(
-    ascent: Any, when: When, scan_passes: bool, second_order: bool
+def check_options(
+    ascent: Any, when: When, scan_passes: bool, second_order: bool = False
 ) -> None:
     """Refuse what cannot be in a function without a state."""
     check_ascent(ascent)
