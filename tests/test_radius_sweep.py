@@ -117,6 +117,18 @@ def test_no_climb_changes_nothing(dtype):
     assert {x.dtype for x in jax.tree.leaves(sweep)} == {jnp.dtype("float32")}
 
 
+def test_the_clean_pass_is_at_the_parameters_whatever_the_ascent():
+    """One that climbs at any rho, and of any gradient, by 1 in every entry."""
+
+    def by_one(rho):
+        return optax.stateless(lambda g, params: jax.tree.map(jnp.ones_like, g))
+
+    w = jnp.arange(3.0)
+    sweep = radius_sweep(lambda w: jnp.sum(w), w, by_one, [0.0, 5.0])
+    assert sweep.loss.mean == 3
+    np.testing.assert_array_equal(sweep.rise.mean, [3, 3])
+
+
 def test_a_climb_lost_in_rounding_shows():
     """Steps of bfloat16 at 256 are 2 wide: of a climb of 0.5 nothing is left."""
     w = jnp.full(4, 256, jnp.bfloat16)

@@ -11,7 +11,7 @@ from optax_sam._ascent.dual import norms_and_cosine, two_norm
 from optax_sam._checks import check_ascent
 from optax_sam._core.diagnostics import unknown
 from optax_sam._core.method import has_state
-from optax_sam._trees import add_scaled, dot, once, widen, zeros_in_float32
+from optax_sam._trees import add_scaled, dot, widen, zeros_in_float32
 from optax_sam._types import Ascent, Scalar, Tree
 from optax_sam.measure._checks import check_params, check_result, scalar_loss
 from optax_sam.measure._estimate import Estimate
@@ -141,7 +141,7 @@ def _climbs(
         ascent = ascent_of_rho(rho)
         climb, _ = ascent.update(clean, ascent.init(params), params)
         climb = jax.tree.map(lambda e: jnp.where(first, jnp.zeros_like(e), e), climb)
-        point = once(add_scaled(params, climb, 1))  # rounded, whatever XLA would keep
+        point = add_scaled(params, climb, 1)
         value, gradient = jax.value_and_grad(loss)(point, *batch)
         wide = jax.tree.map(widen, gradient)
         clean = jax.tree.map(lambda g, c: jnp.where(first, g, c), wide, clean)
