@@ -511,6 +511,7 @@ def test_public_name_is_explained(name):
 def test_public_names():
     assert public_names() == [
         "Estimate",
+        "RadiusSweep",
         "SpectralDensity",
         "average_sharpness",
         "climb_sharpness",
@@ -521,6 +522,7 @@ def test_public_names():
         "loss_plane",
         "normalize_logits",
         "pac_bayes_term",
+        "radius_sweep",
         "spectral_density",
         "worst_case_sharpness",
     ]

@@ -190,6 +190,63 @@ def test_dashboard_without_the_loss():
     plot.dashboard(diagnostics(loss=unknown, sharpness=unknown)).canvas.draw()
 
 
+def swept(rhos, rise, cosine, error=0.0):
+    """What a sweep found, the predicted rise 1 for each unit of rho."""
+    rhos = np.asarray(rhos, float)
+
+    def estimate(values):
+        return measure.Estimate(np.asarray(values, float), np.full(rhos.shape, error))
+
+    nothing = estimate(rhos)
+    return measure.RadiusSweep(
+        rhos=rhos,
+        loss=measure.Estimate(1.0, error),
+        climbed_loss=nothing,
+        rise=estimate(rise),
+        predicted_rise=nothing,
+        cosine=estimate(cosine),
+        climb_norm=nothing,
+    )
+
+
+def test_radius_sweep_draws_what_was_found():
+    sweep = swept([0.1, 10, 1], [0.2, 40, 3], [1, -0.5, 0.5], error=0.125)
+    rises, turns = plot.radius_sweep(sweep).axes
+    drawn = lines(rises)
+    order = [0.1, 1, 10]  # whatever the order it was swept in
+    np.testing.assert_array_equal(drawn["as measured"], [order, [0.2, 3, 40]])
+    np.testing.assert_array_equal(drawn["if the loss were linear"], [order, order])
+    np.testing.assert_array_equal(turns.get_lines()[0].get_ydata(), [1, 0.5, -0.5])
+    assert (rises.get_xscale(), rises.get_yscale()) == ("log", "log")
+    assert (turns.get_xscale(), turns.get_yscale()) == ("log", "linear")
+    texts = [text.get_text() for text in rises.get_legend().get_texts()]
+    assert "± standard error" in texts
+    band = turns.collections[0].get_paths()[0].vertices[:, 1]
+    np.testing.assert_allclose((band.min(), band.max()), (-0.625, 1.125))
+
+
+def test_radius_sweep_leaves_out_what_has_no_logarithm():
+    nan = float("nan")
+    sweep = swept([0, 0.1, 1, 10], [0, -1, 3, np.inf], [1, 1, 0.5, 0], error=nan)
+    figure = plot.radius_sweep(sweep)
+    drawn = lines(figure.axes[0])["as measured"]
+    np.testing.assert_array_equal(drawn, [[0.1, 1, 10], [nan, 3, np.inf]])
+    assert not figure.axes[1].collections  # one batch: no band
+    figure.canvas.draw()
+
+
+def test_radius_sweep_draws_into_the_axes_it_is_given():
+    figure, axes = plt.subplots(1, 2)
+    assert plot.radius_sweep(swept([1, 2], [1, 2], [1, 1]), axes=axes) is figure
+    assert all(ax.has_data() for ax in axes)
+    assert len(plt.get_fignums()) == 1
+
+
+def test_radius_sweep_refuses_a_single_radius():
+    with pytest.raises(ValueError, match="at least two positive ones"):
+        plot.radius_sweep(swept([0, 1], [0, 1], [1, 1]))
+
+
 # Where it is drawn
 
 

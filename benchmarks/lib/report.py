@@ -147,6 +147,11 @@ def earlier(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def committed(name: str) -> dict:
+    """A committed result, to read: what another script found."""
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
 def command() -> str:
     """What was run, without the folders of this machine."""
     folders = argparse.ArgumentParser(add_help=False)

@@ -23,6 +23,8 @@ from optax_sam.measure._landscape import loss_along as loss_along
 from optax_sam.measure._landscape import loss_plane as loss_plane
 from optax_sam.measure._logits import normalize_logits as normalize_logits
 from optax_sam.measure._pac_bayes import pac_bayes_term as pac_bayes_term
+from optax_sam.measure._radius_sweep import RadiusSweep as RadiusSweep
+from optax_sam.measure._radius_sweep import radius_sweep as radius_sweep
 from optax_sam.measure._spectrum import SpectralDensity as SpectralDensity
 from optax_sam.measure._spectrum import hessian_trace as hessian_trace
 from optax_sam.measure._spectrum import spectral_density as spectral_density

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 
 class Estimate(NamedTuple):
-    """An estimate from random samples.
+    """An estimate from random samples, or from batches.
 
     Attributes:
-      mean: the mean of the samples, a scalar.
+      mean: the mean of the samples, a scalar (of a `RadiusSweep` an array).
       standard_error: of this mean: the samples' standard deviation over the root of
         their number.
     """

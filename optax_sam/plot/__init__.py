@@ -19,3 +19,4 @@ from optax_sam.plot._lines import landscape as landscape
 from optax_sam.plot._lines import spectral_densities as spectral_densities
 from optax_sam.plot._planes import contours as contours
 from optax_sam.plot._planes import surfaces as surfaces
+from optax_sam.plot._sweep import radius_sweep as radius_sweep
