@@ -1,12 +1,13 @@
-"""What benchmarks/which_rho.py predicts, and what its page says of it."""
+"""What benchmarks/accuracy/which_rho.py predicts, and what its page says of it."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-import report
 import scipy.stats
-import which_rho
+
+from benchmarks.accuracy import which_rho
+from benchmarks.lib import report
 
 PAGE = Path(__file__).parents[1] / "docs" / "which_rho.md"
 RESULT = report.committed("which_rho.json")

@@ -32,23 +32,18 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fine_tuning
-import generalization
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
-import methods
 import numpy as np
 import optax
-import report
-import training
-import tuning
-import which_method
 from matplotlib.lines import Line2D
 from rich.table import Table
 from scipy.stats import rankdata
-from tasks import Examples, loaded
 
+from benchmarks.accuracy import fine_tuning, generalization, which_method
+from benchmarks.lib import methods, report, training, tuning
+from benchmarks.lib.data import Examples, loaded
 from optax_sam import adaptive_ascent, climb_only, measure, steepest_ascent
 
 METHODS = ("SAM", "ASAM", "m-SAM")
