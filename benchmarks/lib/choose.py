@@ -13,7 +13,7 @@ from collections.abc import Callable
 from benchmarks.lib import baselines, statistics
 from benchmarks.lib.grids import Axis, Found, Point, search
 from benchmarks.lib.store import Store
-from benchmarks.lib.study import BASE, CHOSEN, LENGTH_ROWS, TWICE, Bench, unpacked
+from benchmarks.lib.study import CHOSEN, LENGTH_ROWS, Bench, unpacked
 
 
 class Choice:
@@ -193,6 +193,3 @@ class Choice:
         found = self.store.find(self.study.key(task, method, epochs, point))
         count = len(self.bench.sets.validation.labels)
         return unpacked(found["right"]["validation"], count)
-
-
-__all__ = ["BASE", "TWICE", "Choice"]

@@ -73,8 +73,8 @@ class Found:
 def search(axes: dict[str, Axis], evaluate: Evaluate, at_least: int = 0) -> Found:
     """The grid, then neighbours of the best until all are worse.
 
-    If fewer than `at_least` points were tried, those nearest to the best follow, so that
-    nothing is tuned on more points than what it is compared with.
+    If fewer than `at_least` points were tried, those nearest to the best follow, so
+    that nothing is tuned on more points than what it is compared with.
     """
     found = Found(axes, [])
     found.add(grid(axes), evaluate)
