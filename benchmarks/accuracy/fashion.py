@@ -1,0 +1,108 @@
+"""SAM on Fashion-MNIST, the SAM paper's own data set, with settings chosen blind.
+
+A small CNN with BatchNorm on 10,000 images for 30 epochs with random flips, once with
+true labels and once with 40 % of them wrong. Three commands, in this order:
+
+    python -m benchmarks.accuracy.fashion --tune     # validation images alone
+    git commit benchmarks/settings/fashion.json      # the settings, before any test
+    python -m benchmarks.accuracy.fashion --report   # new seeds, test images
+    python -m benchmarks.accuracy.fashion            # table and picture of the JSON
+
+Of the 60,000 training images 20,000 are trained on, 10,000 choose and 30,000 test; the
+official 10,000 are a second test. --report refuses settings that are not committed.
+Kill it at any time and start it again, twice if there are two cores: finished runs are
+kept in fashion.json. Hours on two cores. The images are those of Debian's package
+dataset-fashion-mnist.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from benchmarks import report  # the integrator: from benchmarks.lib import report
+from benchmarks.lib import fixed_sets
+from benchmarks.lib.choose import Choice
+from benchmarks.lib.grids import Axis
+from benchmarks.lib.small_cnn import SmallCnn
+from benchmarks.lib.store import Store
+from benchmarks.lib.study import Bench, Study
+
+SETTINGS = Path(__file__).parents[1] / "settings" / "fashion.json"
+
+
+def full(folder: Path) -> Study:
+    return Study(
+        "fashion",
+        fixed_sets.fashion(folder),
+        tasks={"clean": 0.0, "40 % wrong": 0.4},
+        model=SmallCnn(),
+        train=10_000,
+        epochs=30,
+        shortest=8,
+        longest=120,
+        base={
+            "lr": Axis((0.05, 0.1, 0.2)),
+            "decay": Axis((0.0005, 0.0015, 0.0045), ratio=3),
+        },
+        rho={
+            "SAM": Axis((0.05, 0.1, 0.2), low=0.005),
+            "m-SAM": Axis((0.05, 0.1, 0.2), low=0.005),
+            "momentum SAM": Axis((0.5, 1.0, 2.0), low=0.05),
+            "ASAM": Axis((0.5, 1.0, 2.0), low=0.05),
+        },
+        flips=True,
+    )
+
+
+def tiny(study: Study) -> Study:
+    """The same path in seconds: few images, a small network, no search to speak of."""
+    return dataclasses.replace(
+        study,
+        model=SmallCnn((4,), (4,)),
+        train=256,
+        epochs=1,
+        shortest=1,
+        longest=2,
+        base={
+            "lr": Axis((0.1,), low=0.1, high=0.1),
+            "decay": Axis((0.001,), low=0.001),
+        },
+        rho={name: Axis((0.1,), low=0.1, high=0.1) for name in study.rho},
+        seeds=study.seeds[:2],
+    )
+
+
+def main() -> None:
+    options = parse_options()
+    study = full(options.data)
+    if options.smoke:
+        study = tiny(study)
+    store = Store(options.out / "fashion.json")
+    if options.tune or options.smoke:
+        settings = Choice(Bench(study), store, tell).run()
+        options.settings.parent.mkdir(exist_ok=True)
+        report.write_json(options.settings, settings)
+        print(f"Wrote {options.settings.name}: commit it, then --report.")
+
+
+def tell(line: str) -> None:
+    print(line, flush=True)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = report.parser(__doc__)
+    parser.add_argument("--data", type=Path, default=fixed_sets.FASHION)
+    parser.add_argument("--settings", type=Path)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--tune", action="store_true", help="choose, on validation images"
+    )
+    options = report.parse(parser)
+    if options.settings is None:
+        folder = options.out / "settings" if options.smoke else SETTINGS.parent
+        options.settings = folder / SETTINGS.name
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Choosing on validation images: a search for each row of a study.
+
+The base is searched over learning rate and decay at the epochs of the study, at twice
+as many and at half, and at further lengths while the best is the longest or shortest.
+A method is searched over rho at the base's best learning rate and decay, and from there
+over all three. In the end the base, at both lengths that gains are taken over, is given
+as many points as the method that was tried most. Stages alternate between the tasks, so
+that what was run when the time is up is the same for all.
+"""
+
+from collections.abc import Callable
+
+from benchmarks.lib import baselines, statistics
+from benchmarks.lib.grids import Axis, Found, Point, search
+from benchmarks.lib.store import Store
+from benchmarks.lib.study import CHOSEN, LENGTH_ROWS, Bench, unpacked
+
+
+class Choice:
+    """The searches of a study; what was run before is taken from the store."""
+
+    def __init__(self, bench: Bench, store: Store, tell: Callable[[str], None] = print):
+        self.bench, self.study, self.store, self.tell = bench, bench.study, store, tell
+        self.base: dict[tuple[str, int], Found] = {}  # by task and epochs
+        self.methods: dict[tuple[str, str], Found] = {}
+        self.baselines: dict[tuple[str, str], tuple[dict, float]] = {}
+
+    def run(self) -> dict:
+        """All stages; the settings to commit."""
+        study = self.study
+        stages = [self.of_base, self.of_logistic, self.of_neighbours]
+        stages += [
+            lambda task, m=method: self.of_method(task, m) for method in study.rho
+        ]
+        stages += [self.of_twice, self.of_fair_base, self.of_lengths]
+        for stage in stages:
+            for task in study.tasks:
+                stage(task)
+        return {
+            "study": study.name,
+            "tuning_seed": study.tuning_seed,
+            "tasks": {task: self.settings(task) for task in study.tasks},
+        }
+
+    # --- searches -------------------------------------------------------------------
+
+    def values(self, task: str, method: str, epochs: int, points: list[dict]):
+        """The validation accuracy of each point."""
+        keys = [self.study.key(task, method, epochs, point) for point in points]
+
+        def work(key):
+            found = self.bench.work(key)
+            self.tell(
+                f"{task}, {method}, {epochs} epochs, {key['settings']}: "
+                f"{found['validation']:.2f} in {found['seconds']:.0f} s"
+            )
+            return found
+
+        self.store.run(keys, work)
+        return [self.store.find(key)["validation"] for key in keys]
+
+    def of_base(self, task: str) -> None:
+        self.search_base(task, self.study.epochs, self.study.base)
+
+    def search_base(self, task: str, epochs: int, axes, at_least: int = 0) -> None:
+        def evaluate(points: list[Point]):
+            return self.values(task, "base", epochs, points)
+
+        self.base[task, epochs] = search(axes, evaluate, at_least)
+
+    def of_method(self, task: str, method: str) -> None:
+        start = self.around(self.base[task, self.study.epochs])
+        axes = start | {"rho": self.study.rho[method]}
+
+        def evaluate(points: list[Point]):
+            return self.values(task, method, self.study.epochs, points)
+
+        self.methods[task, method] = search(axes, evaluate)
+
+    def around(self, found: Found) -> dict[str, Axis]:
+        """The base's axes, with its best point alone to start at."""
+        return {
+            name: Axis((found.best[name],), axis.ratio, axis.low, axis.high)
+            for name, axis in self.study.base.items()
+        }
+
+    def of_twice(self, task: str) -> None:
+        start = self.around(self.base[task, self.study.epochs])
+        self.search_base(task, 2 * self.study.epochs, start)
+
+    def of_fair_base(self, task: str) -> None:
+        most = max(len(f.tried) for (t, _), f in self.methods.items() if t == task)
+        once, twice = self.study.epochs, 2 * self.study.epochs
+        start = self.around(self.base[task, once])
+        self.search_base(task, once, self.study.base, most)
+        self.search_base(task, twice, start, most)
+
+    def of_lengths(self, task: str) -> None:
+        """Until both neighbours of the best length are worse, or a bound is reached."""
+        while more := self.missing_lengths(task):
+            best = self.base[task, self.best_length(task)]
+            for epochs in more:
+                self.search_base(task, epochs, self.around(best))
+
+    def lengths(self, task: str) -> list[int]:
+        return sorted(epochs for t, epochs in self.base if t == task)
+
+    def best_length(self, task: str) -> int:
+        return max(self.lengths(task), key=lambda e: self.base[task, e].value)
+
+    def missing_lengths(self, task: str) -> list[int]:
+        study, best = self.study, self.best_length(task)
+        beside = [round(best / 2), 2 * best]
+        inside = [e for e in beside if study.shortest <= e <= study.longest]
+        return [epochs for epochs in inside if (task, epochs) not in self.base]
+
+    def of_logistic(self, task: str) -> None:
+        found = search(
+            baselines.AXES[baselines.LOGISTIC],
+            lambda points: self.values(task, baselines.LOGISTIC, 0, points),
+        )
+        self.baselines[task, baselines.LOGISTIC] = (found.best, found.value)
+
+    def of_neighbours(self, task: str) -> None:
+        """Over k for every metric; the first metric's best k starts the others."""
+        axis = baselines.AXES[baselines.NEIGHBOURS]["k"]
+        best: list[tuple[float, dict]] = []
+        for metric in baselines.METRICS:
+
+            def evaluate(points: list[Point], metric=metric):
+                full = [point | {"metric": metric} for point in points]
+                return self.values(task, baselines.NEIGHBOURS, 0, full)
+
+            found = search({"k": axis}, evaluate)
+            best.append((found.value, found.best | {"metric": metric}))
+            axis = Axis((found.best["k"],), axis.ratio, axis.low, axis.high)
+        value, settings = max(best, key=lambda pair: pair[0])
+        self.baselines[task, baselines.NEIGHBOURS] = (settings, value)
+
+    # --- what was chosen ------------------------------------------------------------
+
+    def settings(self, task: str) -> dict:
+        """Of one task, as they are committed."""
+        best = self.best_length(task)
+        rows = {
+            name: self.row("base", times * self.study.epochs, task)
+            for name, times in LENGTH_ROWS.items()
+        }
+        rows[CHOSEN] = self.row("base", best, task)
+        rows[CHOSEN]["at_bound"] += ["epochs"] * self.length_at_bound(best)
+        rows |= {m: self.row(m, self.study.epochs, task) for m in self.study.rho}
+        return {
+            "rows": rows,
+            "lengths": {e: self.base[task, e].value for e in self.lengths(task)},
+            "baselines": {
+                name: {"settings": point, "validation": value}
+                for (t, name), (point, value) in self.baselines.items()
+                if t == task
+            },
+            "sound": self.sound(task),
+            "nominated": max(self.study.rho, key=lambda m: rows[m]["validation"]),
+        }
+
+    def row(self, method: str, epochs: int, task: str) -> dict:
+        one = (
+            self.base[task, epochs] if method == "base" else self.methods[task, method]
+        )
+        return {
+            "method": method,
+            "epochs": epochs,
+            "settings": one.best,
+            "validation": one.value,
+            "points": len(one.tried),
+            "at_edge": one.at_edge(),
+            "at_bound": one.at_bound(),
+        }
+
+    def length_at_bound(self, best: int) -> bool:
+        study = self.study
+        return not study.shortest <= round(best / 2) or not 2 * best <= study.longest
+
+    def sound(self, task: str) -> bool:
+        """Whether the tuned base beats both baselines by two standard errors."""
+        base = self.base[task, self.study.epochs].best
+        ours = self.right(task, "base", self.study.epochs, base)
+        return all(
+            statistics.beats(ours, self.right(task, name, 0, point))
+            for (t, name), (point, _) in self.baselines.items()
+            if t == task
+        )
+
+    def right(self, task: str, method: str, epochs: int, point: dict):
+        found = self.store.find(self.study.key(task, method, epochs, point))
+        count = len(self.bench.sets.validation.labels)
+        return unpacked(found["right"]["validation"], count)

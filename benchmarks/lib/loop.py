@@ -1,0 +1,222 @@
+"""The training loop of the studies: jitted steps, called from Python.
+
+Not `lax.scan`: XLA runs convolutions inside of loops about 40 times slower on a CPU.
+Everything that is a number (learning rate, decay, rho, the number of steps) is traced,
+so that a process compiles each kind of training once.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import methods  # the integrator: from benchmarks.lib import methods
+from benchmarks.lib.fixed_sets import Examples
+
+WARM_UP = 0.05  # the share of the steps; a cosine to zero follows
+MOMENTUM = 0.9
+CHUNK = 1000  # images that are classified at a time
+# LLVM's highest level costs twice the time to compile, and gives little back.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What changes the compiled program; `method` is a name of methods.BY_NAME."""
+
+    model: nn.Module
+    method: str = "base"
+    optimizer: str = "sgd"
+    batch: int = 128
+    m: int = 32  # the images that climb together in m-SAM
+    flips: bool = False
+
+
+class Settings(NamedTuple):
+    """What does not change it. `decay` is L2 for SGD, decoupled for AdamW."""
+
+    lr: Any
+    decay: Any
+    rho: Any = 0.0
+
+
+class Network(NamedTuple):
+    """What the model needs to be applied."""
+
+    params: Any
+    batch_stats: Any  # BatchNorm's averages; empty without BatchNorm
+
+
+# --- training -----------------------------------------------------------------------
+
+
+def train(
+    kind: Kind, settings: Settings, epochs: int, seed: int, data: Examples
+) -> Network:
+    """The network after all epochs.
+
+    Initial weights, the order of the examples and their flips depend on the seed
+    alone, so that methods can be compared in pairs. BatchNorm's averages are taken at
+    the end, for all methods alike: some have no clean pass along the way.
+    """
+    weights, *keys = jax.random.split(jax.random.key(seed), 3)
+    params = initial(kind.model)(weights, data.images[:1])
+    order = order_of(len(data.labels), kind.batch, epochs, seed)
+    init, step = compiled(kind)
+    state, numbers = init(params), Settings(*map(float, settings))
+    for number, indices in enumerate(order):
+        params, state = step(
+            params, state, data, indices, keys, number, numbers, len(order)
+        )
+    return averaged(kind.model, params, data)
+
+
+def order_of(size: int, batch: int, epochs: int, seed: int) -> np.ndarray:
+    """The examples of every step, (steps, batch); a rest that fills no batch is left
+    out of its epoch."""
+    rng = np.random.default_rng([seed, 1])  # not the numbers that drew the images
+    whole = size // batch * batch
+    rows = [rng.permutation(size)[:whole] for _ in range(epochs)]
+    return np.concatenate(rows).reshape(-1, batch).astype(np.int32)
+
+
+@functools.cache
+def initial(model: nn.Module):
+    """New parameters from a key and an image of the right size."""
+
+    @jit
+    def init(key, images):
+        return model.init(key, images, train=False)["params"]
+
+    return init
+
+
+@functools.cache
+def compiled(kind: Kind):
+    """A first state from parameters, and the step: one program for all settings."""
+    method = methods.BY_NAME[kind.method]
+    losses = functools.partial(training_losses, kind.model)
+
+    def transformation(settings: Settings, steps, key):
+        # A loop over sub-batches would make the convolutions slow.
+        options = {"unroll": True} if kind.method == "m-SAM" else {}
+        setting = methods.Setting(settings.rho, key=key, m=kind.m, options=options)
+        behind = optimizer(kind.optimizer, settings, steps)
+        return methods.transformation(method, setting, behind)
+
+    @functools.partial(jit, donate_argnums=(0, 1))
+    def step(params, state, data, indices, keys, number, settings, steps):
+        of_flips, of_method = keys
+        batch = jax.tree.map(lambda leaf: leaf[indices], data)
+        if kind.flips:
+            batch = flipped(batch, jax.random.fold_in(of_flips, number))
+        tx = transformation(settings, steps, of_method)
+        return methods.step(method, tx, losses)(params, state, batch)[:2]
+
+    return jit(transformation(Settings(0.0, 0.0), 1, jax.random.key(0)).init), step
+
+
+def flipped(batch: Examples, key) -> Examples:
+    """Each image mirrored, left to right, with probability 1/2."""
+    mirrored = jax.random.bernoulli(key, shape=(len(batch.labels), 1, 1, 1))
+    images = jnp.where(mirrored, batch.images[:, :, ::-1], batch.images)
+    return batch._replace(images=images)
+
+
+def training_losses(model: nn.Module, params, batch: Examples):
+    """Of each example, with the statistics of the batch it came in."""
+    logits, _ = model.apply(
+        {"params": params}, batch.images, train=True, mutable=["batch_stats"]
+    )
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+
+
+def optimizer(name: str, settings: Settings, steps):
+    """Momentum with coupled L2, or AdamW; no decay on biases and BatchNorm's scales."""
+    schedule = warm_up_and_cosine(settings.lr, steps)
+
+    def matrices(params):
+        return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+
+    if name == "adamw":
+        return optax.adamw(schedule, weight_decay=settings.decay, mask=matrices)
+    return optax.chain(
+        optax.add_decayed_weights(settings.decay, mask=matrices),
+        optax.sgd(schedule, momentum=MOMENTUM),
+    )
+
+
+def warm_up_and_cosine(lr, steps):
+    """The learning rate of each step; it ends at zero."""
+
+    def schedule(step):
+        warm_up = WARM_UP * steps
+        done = jnp.clip((step - warm_up) / (steps - warm_up), 0, 1)
+        cosine = 0.5 * (1 + jnp.cos(jnp.pi * done))
+        return lr * jnp.where(step < warm_up, step / warm_up, cosine)
+
+    return schedule
+
+
+# --- the trained network ------------------------------------------------------------
+
+
+def chunks(data: Examples):
+    """A few images at a time, so that their activations fit into the cache."""
+    for start in range(0, len(data.labels), CHUNK):
+        yield Examples(*(leaf[start : start + CHUNK] for leaf in data))
+
+
+def averaged(model: nn.Module, params, data: Examples) -> Network:
+    """The network with BatchNorm's averages over the training images."""
+    found = [statistics(model)(params, part.images) for part in chunks(data)]
+    return Network(
+        params, jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
+    )
+
+
+@functools.cache
+def statistics(model: nn.Module):
+    """Mean and variance of each feature over the given images: what the running
+    averages of a BatchNorm with momentum 0 are."""
+
+    @jit
+    def of(params, images):
+        variables = {"params": params}
+        seen = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return seen[1].get("batch_stats", {})
+
+    return of
+
+
+class Outcome(NamedTuple):
+    """Of each image whether it is classified right, and the mean loss."""
+
+    right: np.ndarray
+    loss: float
+
+
+def evaluate(model: nn.Module, network: Network, data: Examples) -> Outcome:
+    """In evaluation mode."""
+    found = [classified(model)(network, part) for part in chunks(data)]
+    right, losses = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Outcome(right, float(losses.mean(dtype=np.float64)))
+
+
+@functools.cache
+def classified(model: nn.Module):
+    """Right or wrong, and the loss, of each image."""
+
+    @jit
+    def of(network: Network, data: Examples):
+        variables = network._asdict()
+        logits = model.apply(variables, data.images, train=False)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.labels)
+        return logits.argmax(-1) == data.labels, losses
+
+    return of

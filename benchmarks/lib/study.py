@@ -1,0 +1,126 @@
+"""One study: tasks that differ by their wrong labels, and a row for each method.
+
+A key says which run it is; `Bench.tuning` and `Bench.reporting` make it. Tuning never
+sees a test image: those come with the committed settings only.
+"""
+
+import base64
+import dataclasses
+import functools
+import time
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.lib import baselines, fixed_sets, loop
+from benchmarks.lib.blind import Committed
+from benchmarks.lib.grids import Axis
+from benchmarks.lib.store import Key
+
+BASE, TWICE, CHOSEN = "base", "base, 2x epochs", "base, length chosen"
+LENGTH_ROWS = {BASE: 1, TWICE: 2}
+BASELINES = (baselines.NEIGHBOURS, baselines.LOGISTIC)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """All that is fixed. `tasks` have a share of wrong labels, `rho` has the methods;
+    `shortest` and `longest` bound the epochs of the base."""
+
+    name: str
+    source: fixed_sets.Source
+    tasks: dict[str, float]
+    model: Any
+    train: int
+    epochs: int
+    shortest: int
+    longest: int
+    base: dict[str, Axis]  # lr, decay
+    rho: dict[str, Axis]
+    optimizer: str = "sgd"
+    batch: int = 128
+    m: int = 32
+    flips: bool = False
+    tuning_seed: int = 100
+    seeds: tuple[int, ...] = tuple(range(1000, 1008))
+
+    def kind(self, method: str) -> loop.Kind:
+        return loop.Kind(
+            self.model, method, self.optimizer, self.batch, self.m, self.flips
+        )
+
+    def key(self, task: str, method: str, epochs: int, settings: dict) -> Key:
+        """A tuning run; baselines have 0 epochs."""
+        return {
+            "study": self.name,
+            "task": task,
+            "method": method,
+            "epochs": epochs,
+            "settings": settings,
+            "seed": self.tuning_seed,
+        }
+
+
+class Bench:
+    """The data of a study, and its runs."""
+
+    def __init__(self, study: Study, permit: Committed | None = None):
+        self.study = study
+        self.sets = fixed_sets.tuning_sets(study.source)
+        self.tests = fixed_sets.test_sets(study.source, permit) if permit else {}
+        self._training = functools.lru_cache(maxsize=2)(self._draw)
+
+    def _draw(self, task: str, seed: int) -> fixed_sets.Examples:
+        study = self.study
+        drawn = fixed_sets.draw(self.sets.pool, study.train, study.tasks[task], seed)
+        return drawn.examples
+
+    def work(self, key: Key) -> dict:
+        """Train, and classify the validation images and, for reports, all tests."""
+        start = time.perf_counter()
+        parts = {"validation": self.sets.validation} | self.tests
+        run = self._baseline if key["method"] in BASELINES else self._network
+        right, loss = run(key, parts)
+        return {
+            **{name: percent(of) for name, of in right.items()},
+            **({} if loss is None else {"training_loss": float(f"{loss:.5g}")}),
+            "seconds": round(time.perf_counter() - start, 1),
+            "right": {name: packed(of) for name, of in right.items()},
+        }
+
+    def _network(self, key: Key, parts: dict) -> tuple[dict, float]:
+        study = self.study
+        data = jax.device_put(self._training(key["task"], key["seed"]))
+        settings = loop.Settings(**key["settings"])
+        kind = study.kind(key["method"])
+        network = loop.train(kind, settings, key["epochs"], key["seed"], data)
+        right = {
+            name: loop.evaluate(study.model, network, part).right
+            for name, part in parts.items()
+        }
+        return right, loop.evaluate(study.model, network, data).loss
+
+    def _baseline(self, key: Key, parts: dict) -> tuple[dict, None]:
+        data = self._training(key["task"], key["seed"])
+        model = baselines.fitted(key["method"], key["settings"], data)
+        return {
+            name: baselines.right(model, part) for name, part in parts.items()
+        }, None
+
+
+def percent(right: np.ndarray) -> float:
+    """Rounded, so that what is chosen from the file is what was chosen in the run."""
+    return round(100 * float(np.mean(right)), 3)
+
+
+def packed(right: np.ndarray) -> str:
+    """One bit an image, compressed, as text."""
+    return base64.b85encode(zlib.compress(np.packbits(right).tobytes(), 9)).decode()
+
+
+def unpacked(text: str, count: int) -> np.ndarray:
+    """The inverse of `packed` for so many images."""
+    bits = np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8)
+    return np.unpackbits(bits, count=count).astype(bool)
