@@ -19,8 +19,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from benchmarks import report  # the integrator: from benchmarks.lib import report
-from benchmarks.lib import fixed_sets
+from benchmarks.lib import fixed_sets, report
 from benchmarks.lib.choose import Choice
 from benchmarks.lib.grids import Axis
 from benchmarks.lib.small_cnn import SmallCnn

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import methods  # the integrator: from benchmarks.lib import methods
+from benchmarks.lib import methods
 from benchmarks.lib.fixed_sets import Examples
 
 WARM_UP = 0.05  # the share of the steps; a cosine to zero follows
