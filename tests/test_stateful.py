@@ -71,7 +71,22 @@ def friendly(t, w, batch, average, memory):
     return value, average, at(w + RHO * unit(d), batch, average)[2]
 
 
+def shaped(t, w, batch, average, memory):
+    value, average, g = at(w, batch, average)
+    memory["v"] = 0.9 * memory.get("v", 0 * w) + 0.1 * g**2
+    u = g / (np.sqrt(memory["v"] / (1 - 0.9 ** (t + 1))) + 1e-8)
+    return value, average, at(w + RHO * unit(u), batch, average)[2]
+
+
+def preconditioned(**options):
+    """The recipe's chain, with a decay that moves within six steps."""
+    shape = optax.scale_by_rms(0.9, eps_in_sqrt=False, bias_correction=True)
+    ascent = optax.chain(shape, optax_sam.steepest_ascent(RHO))
+    return optax_sam.sharpness_aware(ascent, **options)
+
+
 METHODS = {
+    "preconditioned": (preconditioned, shaped),
     "momentum_sam": (lambda **o: optax_sam.momentum_sam(RHO, decay=0.8, **o), momentum),
     "stale_sam": (lambda **o: optax_sam.stale_sam(RHO, **o), stale),
     "le_sam": (lambda **o: optax_sam.le_sam(0.3, rho_max=0.2, of_loss=True, **o), le),
