@@ -301,6 +301,7 @@ def loop(size):
     return np.mean(values), aux, tree(np.mean(gradients, axis=0))
 
 
+@pytest.mark.slow
 @SCANNED
 @by_every_path
 @pytest.mark.usefixtures("x64")

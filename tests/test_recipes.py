@@ -626,6 +626,7 @@ def test_equinox_model():
     assert_close(grads, expected)
 
 
+@pytest.mark.slow
 def test_functional_sam_of_a_flax_model():
     """The clean gradient in the logits, pulled back through the climbed model."""
 
