@@ -54,7 +54,7 @@ def one(axes, found: Results, task, row, name, mark, height) -> None:
     theirs = found.right(task, found.over(task, row)[name]).mean(1)
     seeds = 100 * (ours - theirs)
     axes.scatter(
-        seeds, np.full(len(seeds), height), s=14, color=color, alpha=0.35, lw=0
+        seeds, np.full(len(seeds), height + 0.12), s=14, color=color, alpha=0.4, lw=0
     )
     face = color if name == results.STEPS else "white"
     axes.errorbar(
@@ -78,5 +78,5 @@ def legend() -> list[Line2D]:
         Line2D(
             [], [], marker=gradients, mfc="white", label="at equal gradients", **grey
         ),
-        Line2D([], [], marker=".", label="one seed", color="#bbbbbb", ls=""),
+        Line2D([], [], marker=".", label="one seed (below)", color="#999999", ls=""),
     ]
