@@ -4,7 +4,7 @@ A small CNN with BatchNorm on 10,000 images for 30 epochs with random flips, onc
 true labels and once with 40 % of them wrong. Three commands, in this order:
 
     python -m benchmarks.accuracy.fashion --tune     # validation images alone
-    git commit benchmarks/settings/fashion.json      # the settings, before any test
+    git add benchmarks/settings/fashion.json && git commit   # before any test
     python -m benchmarks.accuracy.fashion --report   # new seeds, test images
     python -m benchmarks.accuracy.fashion            # table and picture of the JSON
 
