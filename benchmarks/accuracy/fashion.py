@@ -4,24 +4,29 @@ A small CNN with BatchNorm on 10,000 images for 30 epochs with random flips, onc
 true labels and once with 40 % of them wrong. Three commands, in this order:
 
     python -m benchmarks.accuracy.fashion --tune     # validation images alone
-    git commit benchmarks/settings/fashion.json      # the settings, before any test
+    git add benchmarks/settings/fashion.json && git commit   # before any test
     python -m benchmarks.accuracy.fashion --report   # new seeds, test images
     python -m benchmarks.accuracy.fashion            # table and picture of the JSON
 
 Of the 60,000 training images 20,000 are trained on, 10,000 choose and 30,000 test; the
 official 10,000 are a second test. --report refuses settings that are not committed.
 Kill it at any time and start it again, twice if there are two cores: finished runs are
-kept in fashion.json. Hours on two cores. The images are those of Debian's package
-dataset-fashion-mnist.
+kept in fashion.json, those of the report in fashion_report.json. Hours on two cores.
+The images are those of Debian's package dataset-fashion-mnist.
 """
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 
-from benchmarks.lib import fixed_sets, report
+from benchmarks.lib import fixed_sets, rehearsal, report, reporting
+from benchmarks.lib.blind import Committed
 from benchmarks.lib.choose import Choice
 from benchmarks.lib.grids import Axis
+from benchmarks.lib.results import Results
+from benchmarks.lib.results_picture import draw
+from benchmarks.lib.results_table import table
 from benchmarks.lib.small_cnn import SmallCnn
 from benchmarks.lib.store import Store
 from benchmarks.lib.study import Bench, Study
@@ -57,8 +62,11 @@ def tiny(study: Study) -> Study:
     """The same path in seconds: few images, a small network, no search to speak of."""
     return dataclasses.replace(
         study,
+        name="fashion_smoke",
+        source=rehearsal.source(study.source),
         model=SmallCnn((4,), (4,)),
-        train=256,
+        train=128,
+        batch=64,
         epochs=1,
         shortest=1,
         longest=2,
@@ -75,13 +83,62 @@ def main() -> None:
     options = parse_options()
     study = full(options.data)
     if options.smoke:
-        study = tiny(study)
-    store = Store(options.out / "fashion.json")
-    if options.tune or options.smoke:
-        settings = Choice(Bench(study), store, tell).run()
-        options.settings.parent.mkdir(exist_ok=True)
-        report.write_json(options.settings, settings)
-        print(f"Wrote {options.settings.name}: commit it, then --report.")
+        smoke(tiny(study), options.out)
+    elif options.tune:
+        tune(study, options.out, options.settings)
+        tell(f"Wrote {options.settings.name}: commit it, then --report.")
+    elif options.report:
+        permit = Committed(options.settings)
+        reporting.run(study, permit, reported(study, options.out), tell)
+        tell("All runs are there: the same without --report makes table and picture.")
+    else:
+        show(study, options.out)
+
+
+def tune(study: Study, out: Path, path: Path) -> None:
+    """Search on validation images, and write what was chosen."""
+    store = Store(out / f"{study.name}.json")
+    write(path, Choice(Bench(study), store, tell).run())
+
+
+def write(path: Path, settings: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report.write_json(path, settings)
+
+
+def reported(study: Study, out: Path) -> Store:
+    """Apart from the runs that chose, so that both files stay small."""
+    return Store(out / f"{study.name}_report.json")
+
+
+def show(study: Study, out: Path) -> None:
+    """Table and picture, of the file alone."""
+    store = reported(study, out)
+    if not store.head:
+        sys.exit(
+            f"{store.path.name} is not in {out}: nothing was reported yet. Run --tune, "
+            "commit the settings, run --report; or name the folder with --out."
+        )
+    found = Results(store)
+    tell(table(found))
+    draw(found, out / f"{study.name}.png")
+
+
+def smoke(study: Study, out: Path) -> None:
+    """All commands in a row, anew; no image that tests the study itself is read."""
+    try:
+        fixed_sets.tuning_sets(study.source)
+    except FileNotFoundError as error:
+        tell(f"Skipped: {error}")
+        return
+    path = out / f"{study.name}_settings" / SETTINGS.name
+    for name in (study.name, f"{study.name}_report"):
+        (out / f"{name}.json").unlink(missing_ok=True)
+    settings = Choice(Bench(study), Store(out / f"{study.name}.json"), tell).run()
+    write(path, rehearsal.all_sound(settings))
+    rehearsal.commit(path)
+    reporting.run(study, Committed(path), reported(study, out), tell)
+    show(study, out)
 
 
 def tell(line: str) -> None:
@@ -91,16 +148,15 @@ def tell(line: str) -> None:
 def parse_options() -> argparse.Namespace:
     parser = report.parser(__doc__)
     parser.add_argument("--data", type=Path, default=fixed_sets.FASHION)
-    parser.add_argument("--settings", type=Path)
+    parser.add_argument("--settings", type=Path, default=SETTINGS)
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--tune", action="store_true", help="choose, on validation images"
     )
-    options = report.parse(parser)
-    if options.settings is None:
-        folder = options.out / "settings" if options.smoke else SETTINGS.parent
-        options.settings = folder / SETTINGS.name
-    return options
+    what.add_argument(
+        "--report", action="store_true", help="run what was chosen on test images"
+    )
+    return report.parse(parser)
 
 
 if __name__ == "__main__":

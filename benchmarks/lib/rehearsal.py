@@ -1,0 +1,50 @@
+"""The path of a study on a few images, which spends none of what is to test it."""
+
+import functools
+import subprocess
+from pathlib import Path
+
+from benchmarks.lib.fixed_sets import Examples, Source
+
+POOL, VALIDATION, TEST, MORE = 600, 400, 400, 200
+CONFIG = (
+    "user.name=rehearsal",
+    "user.email=rehearsal@localhost",
+    "commit.gpgsign=false",
+)
+AUTHOR = [word for one in CONFIG for word in ("-c", one)]
+
+
+def source(real: Source) -> Source:
+    """Cut anew from images of the real pool alone; its tests are those of the same
+    names."""
+    return Source(functools.partial(few, real), POOL, VALIDATION, TEST)
+
+
+def few(real: Source) -> tuple[Examples, dict[str, Examples]]:
+    examples, more = real.read()
+    pool, size = real.indices()[0], POOL + VALIDATION + TEST
+    chosen = pool[:size]
+    rest = pool[size : size + MORE]
+    return part(examples, chosen), {name: part(examples, rest) for name in more}
+
+
+def part(examples: Examples, indices) -> Examples:
+    """At half the height and width."""
+    return Examples(examples.images[indices, ::2, ::2], examples.labels[indices])
+
+
+def all_sound(settings: dict) -> dict:
+    """As if every network were: a rehearsal shows all tables."""
+    tasks = settings["tasks"].items()
+    return settings | {"tasks": {task: of | {"sound": True} for task, of in tasks}}
+
+
+def commit(path: Path) -> None:
+    """In a repository that the folder of the file is made to be."""
+    for command in (
+        ["init", "-q"],
+        ["add", "--", path.name],
+        [*AUTHOR, "commit", "-q", "--allow-empty", "-m", "Settings of a rehearsal"],
+    ):
+        subprocess.run(["git", *command], cwd=path.parent, check=True)

@@ -1,0 +1,87 @@
+"""Runs of a report: every chosen row on new seeds, for settings that are committed.
+
+A key holds the hash of the settings, so that runs of other settings are never mixed in.
+The file says beside its runs all that a table needs to be made of it.
+"""
+
+from collections.abc import Callable, Iterator
+
+from benchmarks.lib import report
+from benchmarks.lib.blind import Committed
+from benchmarks.lib.store import Key, Store
+from benchmarks.lib.study import Bench, Study
+
+
+def run(
+    study: Study, permit: Committed, store: Store, tell: Callable[[str], None] = print
+) -> None:
+    """All that is missing, row by row: a row counts when all of its seeds are there."""
+    check(study, permit.settings)
+    bench = Bench(study, permit)
+    store.describe(head(study, permit, bench))
+
+    def work(key: Key) -> dict:
+        found = bench.work(key)
+        del found["right"]["validation"]  # the table needs it of test images alone
+        tell(
+            f"{key['task']}, {key['method']}, {key['epochs']} epochs, seed "
+            f"{key['seed']}: {found['test']:.2f} in {found['seconds']:.0f} s"
+        )
+        return found
+
+    store.run(keys(store.head), work)
+
+
+def check(study: Study, settings: dict) -> None:
+    """The settings are those of this study, and their seed is none of the new ones."""
+    if settings["study"] != study.name:
+        raise ValueError(
+            f"These settings were chosen for the study {settings['study']!r}, and this "
+            f"is {study.name!r}: give --settings the file that its --tune wrote."
+        )
+    if settings["tuning_seed"] in study.seeds:
+        raise ValueError(
+            f"Seed {settings['tuning_seed']} chose the settings and is among those "
+            f"that report, {study.seeds}: report on seeds that chose nothing."
+        )
+
+
+def head(study: Study, permit: Committed, bench: Bench) -> dict:
+    return {
+        "study": study.name,
+        "settings_blob": permit.blob,
+        "settings": permit.settings,
+        "seeds": list(study.seeds),
+        "images": {name: len(part.labels) for name, part in bench.tests.items()},
+        **report.provenance(),
+    }
+
+
+def keys(head: dict) -> Iterator[Key]:
+    """Row by row, so that a process compiles few programs; then tasks, then seeds."""
+    tasks = {task: rows(of) for task, of in head["settings"]["tasks"].items()}
+    for name in next(iter(tasks.values())):
+        for task, of_task in tasks.items():
+            for seed in head["seeds"]:
+                yield key(head, task, of_task[name], seed)
+
+
+def rows(of_task: dict) -> dict[str, dict]:
+    """By name: what was chosen for the networks, then for the baselines."""
+    baselines = {
+        name: {"method": name, "epochs": 0, **chosen}
+        for name, chosen in of_task["baselines"].items()
+    }
+    return of_task["rows"] | baselines
+
+
+def key(head: dict, task: str, row: dict, seed: int) -> Key:
+    return {
+        "study": head["study"],
+        "settings_blob": head["settings_blob"],
+        "task": task,
+        "method": row["method"],
+        "epochs": row["epochs"],
+        "settings": row["settings"],
+        "seed": seed,
+    }

@@ -1,0 +1,111 @@
+"""What a report found, read from its file: accuracies, gains and what is said of them.
+
+A row counts when all of its seeds are there: nobody stops where it looks best.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.lib import methods, reporting, statistics
+from benchmarks.lib.statistics import Gain
+from benchmarks.lib.store import Store
+from benchmarks.lib.study import BASE, CHOSEN, LENGTH_ROWS, unpacked
+
+STEPS, GRADIENTS, LENGTH = "equal steps", "equal gradients", "chosen length"
+OF_TIMES = {times: row for row, times in LENGTH_ROWS.items()}
+
+
+class Accuracy(NamedTuple):
+    """In percent, with its standard errors over seeds and of the test set."""
+
+    mean: float
+    seeds: float
+    images: float
+
+
+class Verdict(NamedTuple):
+    """The smallest of a method's gains, a word for it, and Holm's p-value."""
+
+    gain: Gain
+    word: str
+    p: float
+
+
+class Results:
+    """Of one file; `tasks` are those whose network is sound."""
+
+    def __init__(self, store: Store):
+        self.store, self.head = store, store.head
+        found = self.head["settings"]["tasks"]
+        self.tasks = [task for task, of in found.items() if of["sound"]]
+        self.unsound = [task for task, of in found.items() if not of["sound"]]
+
+    def rows(self, task: str) -> dict[str, dict]:
+        return reporting.rows(self.head["settings"]["tasks"][task])
+
+    def methods(self, task: str) -> list[str]:
+        """What gains are taken of."""
+        rows = self.head["settings"]["tasks"][task]["rows"]
+        return [name for name in rows if name not in (*LENGTH_ROWS, CHOSEN)]
+
+    def runs(self, task: str, row: str) -> list[dict]:
+        """Those that are there, in the order of the seeds."""
+        chosen = self.rows(task)[row]
+        keys = [
+            reporting.key(self.head, task, chosen, seed) for seed in self.head["seeds"]
+        ]
+        return [found for key in keys if (found := self.store.find(key))]
+
+    def complete(self, task: str, row: str) -> bool:
+        return len(self.runs(task, row)) == len(self.head["seeds"])
+
+    def right(self, task: str, row: str, part: str = "test") -> np.ndarray:
+        """Per-image correctness, (seeds, images)."""
+        count = self.head["images"][part]
+        packed = [found["right"][part] for found in self.runs(task, row)]
+        return np.stack([unpacked(text, count) for text in packed])
+
+    def mean(self, task: str, row: str, what: str) -> float:
+        """Over the seeds, of a number that each run has."""
+        return float(np.mean([found[what] for found in self.runs(task, row)]))
+
+    def accuracy(self, task: str, row: str, part: str) -> Accuracy:
+        right = 100 * self.right(task, row, part).astype(float)
+        mean, seeds = statistics.mean_and_error(right.mean(1))
+        return Accuracy(mean, seeds, statistics.error_of_images(right.mean(0)))
+
+    # --- gains ----------------------------------------------------------------------
+
+    def over(self, task: str, row: str) -> dict[str, str]:
+        """The row of the base that each gain of a method is taken over."""
+        method = self.rows(task)[row]["method"]
+        gradients = methods.BY_NAME[method].gradients
+        return {STEPS: BASE, GRADIENTS: OF_TIMES[gradients], LENGTH: CHOSEN}
+
+    @functools.cache  # noqa: B019 one object a process
+    def gains(self, task: str, row: str) -> dict[str, Gain] | None:
+        """None before all of its runs and all of theirs are there."""
+        over = self.over(task, row)
+        if not all(self.complete(task, name) for name in (row, *over.values())):
+            return None
+        ours = self.right(task, row)
+        return {
+            name: statistics.gain(ours, self.right(task, theirs))
+            for name, theirs in over.items()
+        }
+
+    def verdicts(self) -> dict[tuple[str, str], Verdict]:
+        """Of all methods on all tasks: one table, one correction."""
+        smallest = {
+            (task, row): functools.reduce(statistics.smaller, gains.values())
+            for task in self.tasks
+            for row in self.methods(task)
+            if (gains := self.gains(task, row))
+        }
+        found = statistics.verdicts(list(smallest.values()))
+        return {
+            which: Verdict(one, *pair)
+            for (which, one), pair in zip(smallest.items(), found, strict=True)
+        }
