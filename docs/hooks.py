@@ -18,6 +18,7 @@ REPOSITORY_LINK = re.compile(r"(?<=\]\()\.\./([^)\s]+)")
 FORMULA = re.compile(
     r'<(span|div) class="arithmatex">(?:\\\((.*?)\\\)|\\\[(.*?)\\\])</\1>', re.DOTALL
 )
+LIMITS = re.compile(r"\\(max|min)_")
 
 
 def on_files(files, config):
@@ -50,8 +51,12 @@ def target(path, page, config):
 
 
 def mathml(_, inline, block):
-    tex = html.unescape(inline or block)
-    return convert(tex, display="inline" if inline else "block")
+    # The converter does not know \arg, and sets limits beside \max unless told.
+    tex = html.unescape(inline or block).replace(r"\arg", r"\operatorname{arg}")
+    if inline:
+        return convert(tex)
+    tex = LIMITS.sub(r"\\\1\\limits_", tex)
+    return f'<div class="formula">{convert(tex, display="block")}</div>'
 
 
 def pictures():

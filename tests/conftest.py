@@ -1,6 +1,11 @@
-"""Eight simulated devices, asked for before JAX starts; float64 where a test asks."""
+"""Eight simulated devices, asked for before JAX starts; float64 where a test asks.
+
+And the site, built once.
+"""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 # Most of the time goes to compiling: small programs, run once or twice, and often the
@@ -33,3 +38,19 @@ def x64():
     """Run the test in float64: parity and theory are compared to many digits."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The folder of the site; needs the extra `docs` and is not skipped without it."""
+    folder = tmp_path_factory.mktemp("site")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    assert "WARNING" not in built.stderr
+    return folder
