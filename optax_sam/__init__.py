@@ -1,5 +1,7 @@
 """Sharpness-aware minimization as Optax gradient transformations."""
 
+import typing as _typing
+
 from optax_sam._ascent import adaptive_ascent as adaptive_ascent
 from optax_sam._ascent import climb_only as climb_only
 from optax_sam._ascent import friendly_ascent as friendly_ascent
@@ -39,11 +41,14 @@ from optax_sam._methods.random_perturbation import (
 from optax_sam._methods.sam import sam as sam
 from optax_sam._methods.stale_sam import stale_sam as stale_sam
 from optax_sam._methods.wsam import wsam as wsam
-from optax_sam._old_spellings import __getattr__ as __getattr__
 from optax_sam._schedules import proportional_rho as proportional_rho
 from optax_sam._schedules import tail_schedule as tail_schedule
 from optax_sam._when import every_k as every_k
 from optax_sam._when import from_step as from_step
 from optax_sam._when import with_probability as with_probability
+
+# To a type checker it would say that there is every name, misspelt ones too.
+if not _typing.TYPE_CHECKING:
+    from optax_sam._old_spellings import __getattr__ as __getattr__
 
 __version__ = "0.2.0"
