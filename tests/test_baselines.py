@@ -9,6 +9,8 @@ from benchmarks.lib import baselines, loop
 from benchmarks.lib.fixed_sets import Examples
 from benchmarks.lib.small_cnn import SmallCnn
 
+pytestmark = pytest.mark.slow  # a study's machinery, not the library
+
 
 def clouds(count, seed):
     """Ten classes around the axes of a plane of pixels."""

@@ -11,6 +11,8 @@ from benchmarks.lib.choose import Choice
 from benchmarks.lib.store import Store
 from benchmarks.lib.study import BASE, CHOSEN, TWICE, packed
 
+pytestmark = pytest.mark.slow  # a study's machinery, not the library
+
 IMAGES = 2000
 LENGTHS = {"clean": 60, "40 % wrong": 8}  # where the base is best
 LR, DECAY = 0.4, 0.0015  # 0.4 lies beyond the grid of the start

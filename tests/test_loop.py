@@ -11,6 +11,8 @@ from benchmarks.lib.fixed_sets import Examples
 from benchmarks.lib.loop import Kind, Settings
 from benchmarks.lib.small_cnn import SmallCnn
 
+pytestmark = pytest.mark.slow  # a study's machinery, not the library
+
 TINY = SmallCnn((4,), (4,))
 SETTINGS = Settings(lr=0.1, decay=0.001, rho=0.05)
 

@@ -20,6 +20,8 @@ from benchmarks.lib.statistics import LEVEL
 from benchmarks.lib.store import Store
 from benchmarks.lib.study import BASE, CHOSEN, TWICE, packed
 
+pytestmark = pytest.mark.slow  # a study's machinery, not the library
+
 SEEDS = list(range(1000, 1008))
 IMAGES = {"test": 3000, "official": 1000}
 TASKS = {"clean": 0.0, "40 % wrong": 1.0}  # and how many times larger gains are
