@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.lib import loop
+from benchmarks.lib import loop, training
 from benchmarks.lib.fixed_sets import Examples
 from benchmarks.lib.loop import Kind, Settings
 from benchmarks.lib.small_cnn import SmallCnn
@@ -25,7 +25,7 @@ def images(count=32, seed=0):
 
 def test_the_schedule_against_its_closed_form():
     """Up in a line over a twentieth of the steps, then half a cosine to zero."""
-    found = [float(loop.warm_up_and_cosine(0.4, 200)(t)) for t in range(201)]
+    found = [float(training.warm_up_and_cosine(0.4, 200)(t)) for t in range(201)]
     expected = [0.4 * t / 10 for t in range(10)]
     expected += [0.2 * (1 + np.cos(np.pi * (t - 10) / 190)) for t in range(10, 201)]
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -101,7 +101,7 @@ def test_steps_of_the_base_against_numpy():
         error = (chance - one_hot) / 8
         gradients = [x.T @ error + 0.05 * kernel, error.sum(0)]  # none on the bias
         momentum = [0.9 * m + g for m, g in zip(momentum, gradients, strict=True)]
-        rate = float(loop.warm_up_and_cosine(0.3, epochs)(step))
+        rate = float(training.warm_up_and_cosine(0.3, epochs)(step))
         kernel, bias = kernel - rate * momentum[0], bias - rate * momentum[1]
     np.testing.assert_allclose(found["Dense_0"]["kernel"], kernel, atol=2e-5)
     np.testing.assert_allclose(found["Dense_0"]["bias"], bias, atol=2e-5)

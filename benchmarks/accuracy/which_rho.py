@@ -44,6 +44,7 @@ from scipy.stats import rankdata
 from benchmarks.accuracy import fine_tuning, generalization, which_method
 from benchmarks.lib import methods, report, training, tuning
 from benchmarks.lib.data import Examples, loaded
+from benchmarks.lib.statistics import holm
 from optax_sam import adaptive_ascent, climb_only, measure, steepest_ascent
 
 METHODS = ("SAM", "ASAM", "m-SAM")
@@ -334,16 +335,6 @@ def within_two(predicted: np.ndarray, tuned: np.ndarray) -> int:
     """How many radii are hit up to a factor of two, the median ratio taken out."""
     off = np.log2(tuned / predicted)
     return int(np.sum(np.abs(off - np.median(off)) <= 1 + 1e-6))
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """Holm's corrected p-values, in the order given."""
-    values = np.array(p_values, float)
-    order, count = np.argsort(values, kind="stable"), len(values)
-    steps = np.maximum.accumulate(values[order] * (count - np.arange(count)))
-    corrected = np.empty(count)
-    corrected[order] = np.minimum(steps, 1)
-    return corrected.tolist()
 
 
 def at_tuned(result: dict) -> dict[str, list[float]]:

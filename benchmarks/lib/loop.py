@@ -17,12 +17,9 @@ import optax
 
 from benchmarks.lib import methods
 from benchmarks.lib.fixed_sets import Examples
+from benchmarks.lib.training import jit, optimizer
 
-WARM_UP = 0.05  # the share of the steps; a cosine to zero follows
-MOMENTUM = 0.9
 CHUNK = 1000  # images that are classified at a time
-# LLVM's highest level costs twice the time to compile, and gives little back.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +103,7 @@ def compiled(kind: Kind):
         # A loop over sub-batches would make the convolutions slow.
         options = {"unroll": True} if kind.method == "m-SAM" else {}
         setting = methods.Setting(settings.rho, key=key, m=kind.m, options=options)
-        behind = optimizer(kind.optimizer, settings, steps)
+        behind = optimizer(kind, settings, steps)
         return methods.transformation(method, setting, behind)
 
     @functools.partial(jit, donate_argnums=(0, 1))
@@ -134,33 +131,6 @@ def training_losses(model: nn.Module, params, batch: Examples):
         {"params": params}, batch.images, train=True, mutable=["batch_stats"]
     )
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-
-
-def optimizer(name: str, settings: Settings, steps):
-    """Momentum with coupled L2, or AdamW; no decay on biases and BatchNorm's scales."""
-    schedule = warm_up_and_cosine(settings.lr, steps)
-
-    def matrices(params):
-        return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
-
-    if name == "adamw":
-        return optax.adamw(schedule, weight_decay=settings.decay, mask=matrices)
-    return optax.chain(
-        optax.add_decayed_weights(settings.decay, mask=matrices),
-        optax.sgd(schedule, momentum=MOMENTUM),
-    )
-
-
-def warm_up_and_cosine(lr, steps):
-    """The learning rate of each step; it ends at zero."""
-
-    def schedule(step):
-        warm_up = WARM_UP * steps
-        done = jnp.clip((step - warm_up) / (steps - warm_up), 0, 1)
-        cosine = 0.5 * (1 + jnp.cos(jnp.pi * done))
-        return lr * jnp.where(step < warm_up, step / warm_up, cosine)
-
-    return schedule
 
 
 # --- the trained network ------------------------------------------------------------
