@@ -102,8 +102,9 @@ def m_sharpness(
       >>> m_sam(jnp.array([3.0, 1.0]), jnp.array([[1.0, 0.0], [0.0, 2.0]]))[1]
       Array([1.75, 3.  ], dtype=float32)
 
-    Reference: Foret et al. 2021, section 4.1; Andriushchenko and Flammarion 2022,
-      "Towards Understanding Sharpness-Aware Minimization", figure 1.
+    Reference: Foret et al. 2021 (arXiv:2010.01412), section 4.1; Andriushchenko and
+      Flammarion 2022 (arXiv:2206.06232), "Towards Understanding Sharpness-Aware
+      Minimization", figure 1.
     """
     sub_batches = SubBatches(microbatch_size, axis_name, mesh, at_once, unroll)
     sub_batches.refuse_none()
