@@ -125,7 +125,10 @@ def linen_by_hand():
 
 @pytest.mark.parametrize(
     ("title", "tx"),
-    [("Linen, in place of value_and_grad", "optimizer"), ("Linen, in the optimizer", "sam_optimizer")],
+    [
+        ("Linen, in place of value_and_grad", "optimizer"),
+        ("Linen, in the optimizer", "sam_optimizer"),
+    ],
 )
 def test_linen(linen_by_hand, title, tx):
     (params, batch_stats, losses), _ = linen_by_hand
@@ -183,7 +186,10 @@ def nnx_by_hand():
 
 @pytest.mark.parametrize(
     ("title", "tx"),
-    [("NNX, in place of value_and_grad", "optimizer"), ("NNX, in the optimizer", "sam_optimizer")],
+    [
+        ("NNX, in place of value_and_grad", "optimizer"),
+        ("NNX, in the optimizer", "sam_optimizer"),
+    ],
 )
 def test_nnx(nnx_by_hand, title, tx):
     params, others, losses = nnx_by_hand

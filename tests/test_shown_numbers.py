@@ -1,4 +1,4 @@
-"""Numbers in the README and on the pages of results are those of benchmarks/results/."""
+"""Numbers on the pages of results are those of benchmarks/results/."""
 
 import json
 import re
@@ -92,7 +92,7 @@ def test_the_headline_is_that_of_the_json():
     )
     page = flat(README)
     assert f"m-SAM reaches {m_sam} % test accuracy on scikit-learn's digits" in page
-    assert f"SGD of the best length {base} %" in page
+    assert f"SGD at its best length {base} %" in page
     assert f"SAM on MNIST: {written(clean, '+')} points" in page
 
 

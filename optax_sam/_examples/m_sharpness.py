@@ -54,8 +54,8 @@ def m_sharpness(
       grad_fn: a function like that of `jax.value_and_grad` or
         `optax_sam.value_and_grad`: it returns `(value, gradient)` or
         `((value, aux), gradient)`.
-      microbatch_size: the paper's m, the number of *examples* in a sub-batch (other
-        codes use "m" for the number of sub-batches). The sub-batches are contiguous
+      microbatch_size: the paper's m, the number of *examples* in a sub-batch
+        (elsewhere "m" is the number of sub-batches). The sub-batches are contiguous
         and looped over with the memory of one.
       axis_name: the mapped axis (or axes) whose devices hold one sub-batch each, or
         several of `microbatch_size` examples.
