@@ -37,8 +37,8 @@ def surrogate_gap(
       >>> optax_sam.surrogate_gap(0.5)(jnp.array([1.0, 1.0]), jnp.array([2.0, 0.0]))
       Array([ 2. , -0.5], dtype=float32)
 
-    Reference: Zhuang et al. 2022, "Surrogate Gap Minimization Improves
-      Sharpness-Aware Training", algorithm 1.
+    Reference: Zhuang et al. 2022 (arXiv:2203.08065), "Surrogate Gap Minimization
+      Improves Sharpness-Aware Training", algorithm 1.
     """
     check_weight("alpha", alpha)
 
@@ -73,9 +73,10 @@ def gradient_norm_penalty(alpha: Scalar) -> Combine:
       >>> optax_sam.gradient_norm_penalty(0.75)(jnp.array([0.0]), jnp.array([4.0]))
       Array([3.], dtype=float32)
 
-    Reference: Zhao et al. 2022, "Penalizing Gradient Norm for Efficiently Improving
-      Generalization in Deep Learning", equation 10; Yue et al. 2023, "Sharpness-Aware
-      Minimization Revisited: Weighted Sharpness as a Regularization Term".
+    Reference: Zhao et al. 2022 (arXiv:2202.03599), "Penalizing Gradient Norm for
+      Efficiently Improving Generalization in Deep Learning", equation 10; Yue et al.
+      2023 (arXiv:2305.15817), "Sharpness-Aware Minimization Revisited: Weighted
+      Sharpness as a Regularization Term".
     """
     check_weight("alpha", alpha)
 

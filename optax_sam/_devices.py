@@ -216,7 +216,7 @@ def mean_over(axis_name: AxisName) -> optax.GradientTransformationExtraArgs:
       ...     jnp.array([1.0, 3.0]))
       Array([2., 2.], dtype=float32)
 
-    Reference: Foret et al. 2021, section 4.1 (m-sharpness).
+    Reference: Foret et al. 2021 (arXiv:2010.01412), section 4.1 (m-sharpness).
     """
 
     def init(params: Tree) -> optax.EmptyState:

@@ -17,8 +17,8 @@ def tail_schedule(
     """A learning rate whose last part is a full anneal, and the step it starts at.
 
     Linear from 0 over `warmup_steps`, constant, and over the last `tail` of the
-    training a cosine from the peak to 0. SAM switched on in the middle of an anneal
-    that is half spent has too little learning rate left to move anywhere.
+    training a cosine from the peak to 0. If SAM is switched on when the learning rate
+    has already fallen, there is too little of it left to move anywhere.
 
     Args:
       peak: the constant learning rate.

@@ -65,8 +65,8 @@ def from_step(start: Scalar) -> Condition:
 
     .. math:: t \ge t_0
 
-    What is skipped, and how, is as for `every_k`. The tail must own a full anneal of
-    the learning rate: `tail_schedule` builds both together.
+    What is skipped, and how, is as for `every_k`. The learning rate must fall all
+    the way from its peak during the tail: `tail_schedule` builds both together.
 
     Args:
       start: the first step with a climb, counted from 0; may be traced.

@@ -314,7 +314,7 @@ def test_a_users_runs_leave_the_committed_results_alone(tmp_path):
     mine = json.loads((tmp_path / "out/label_noise.json").read_text(encoding="utf-8"))
     assert mine["seeds"] == [500, 501]  # neither the smoke run's nor the committed ones
 
-    readers = ("benchmarks", "claims", "evidence", "readme")
+    readers = ("benchmarks", "claims", "evidence", "shown_numbers")
     files = [f"tests/test_{name}.py" for name in readers]
     which = "reported or result or runs or json"
     tests = python("-m", "pytest", "-n", "0", "-k", which, *files, root=tmp_path)

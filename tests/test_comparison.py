@@ -4,6 +4,8 @@ That it takes the same steps is in `test_parity.py`, what it does inside `shard_
 `test_trap.py`.
 """
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,3 +75,49 @@ def test_schedule_for_rho_here():
         gradient, state = tx.update(grads, state, PARAMS, value_fn=loss)
         at = PARAMS + 0.1 * (step + 1.0) * grads / jnp.linalg.norm(grads)
         np.testing.assert_allclose(gradient, jax.grad(loss)(at), rtol=1e-6)
+
+
+def curved_loss(w, x):
+    return jnp.mean((x @ w) ** 2 + jnp.tanh(x @ w))
+
+
+def test_m_sam_over_devices():
+    """With `batch_axis_name` and gradients that nobody has averaged, theirs too."""
+    parts = jax.random.normal(jax.random.key(0), (4, 3, 2))
+    ascent = optax.chain(contrib.normalize(), optax.sgd(RHO))
+    tx = contrib.sam(
+        optax.sgd(1.0), ascent, opaque_mode=True, batch_axis_name="devices"
+    )
+
+    def of_device(x):
+        def grad_fn(params, _):
+            return jax.grad(curved_loss)(params, x)
+
+        grads = grad_fn(PARAMS, 0)
+        return tx.update(grads, tx.init(PARAMS), PARAMS, grad_fn=grad_fn)[0]
+
+    theirs = jax.vmap(of_device, axis_name="devices")(parts)[0]
+    ours = optax_sam.m_sam(RHO, microbatch_size=3)
+    gradient, _ = ours.update(
+        None,
+        ours.init(PARAMS),
+        PARAMS,
+        value_fn=curved_loss,
+        batch=parts.reshape(12, 2),
+    )
+    np.testing.assert_allclose(-theirs, gradient, rtol=1e-5)
+
+
+def test_no_micro_batches_and_no_asam_in_contrib():
+    options = set(inspect.signature(contrib.sam).parameters)
+    assert options == {
+        "optimizer",
+        "adv_optimizer",
+        "sync_period",
+        "reset_state",
+        "opaque_mode",
+        "batch_axis_name",
+    }
+    assert not [name for name in vars(contrib) if "asam" in name.lower()]
+    for product in (optax_sam.m_sam(RHO, microbatch_size=1), optax_sam.asam(RHO)):
+        assert isinstance(product, optax.GradientTransformationExtraArgs)

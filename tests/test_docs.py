@@ -1,5 +1,7 @@
 """Every Python block of the pages under docs/ runs, from top to bottom."""
 
+import inspect
+import re
 from pathlib import Path
 
 import jax
@@ -24,6 +26,13 @@ def test_blocks_run(page, tmp_path, monkeypatch):
     names = pages.run(DOCS / page, **ALREADY_IMPORTED.get(page, {}))
     if page == "diagnostics.md":
         assert names["seen"].climb_norm == pytest.approx(0.05, rel=1e-4)
+
+
+def test_every_public_name_is_on_the_page_of_the_api():
+    items = vars(optax_sam).items()
+    public = {n for n, x in items if n[0] != "_" and not inspect.ismodule(x)}
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^::: optax_sam\.(\w+)$", text, re.MULTILINE)) == public
 
 
 def test_the_page_names_every_field():

@@ -365,7 +365,7 @@ FAULTS = [
     Fault(
         "One broken batch after the other",
         "`apply_if_finite(optimizer, n)` skips n of them, then lets the next one "
-        "through: Optax's way of failing in the open.",
+        "through: Optax's way of making a fault visible.",
         (test_patience_ends,),
     ),
 ]

@@ -125,7 +125,10 @@ def linen_by_hand():
 
 @pytest.mark.parametrize(
     ("title", "tx"),
-    [("Linen, door 2", "optimizer"), ("Linen, door 1", "sam_optimizer")],
+    [
+        ("Linen, in place of value_and_grad", "optimizer"),
+        ("Linen, in the optimizer", "sam_optimizer"),
+    ],
 )
 def test_linen(linen_by_hand, title, tx):
     (params, batch_stats, losses), _ = linen_by_hand
@@ -143,7 +146,7 @@ def test_linen(linen_by_hand, title, tx):
 def test_linen_m_sam(linen_by_hand):
     # Sub-batches of 8 by a loop, each with its own dropout mask.
     _, loss_fn = linen_by_hand
-    names = after("Flax linen")["Linen, door 2"][1]
+    names = after("Flax linen")["Linen, in place of value_and_grad"][1]
     state, (x, y) = names["state"], names["batch"]
     grad_fn = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
     parts = []
@@ -183,7 +186,10 @@ def nnx_by_hand():
 
 @pytest.mark.parametrize(
     ("title", "tx"),
-    [("NNX, door 2", "optimizer"), ("NNX, door 1", "sam_optimizer")],
+    [
+        ("NNX, in place of value_and_grad", "optimizer"),
+        ("NNX, in the optimizer", "sam_optimizer"),
+    ],
 )
 def test_nnx(nnx_by_hand, title, tx):
     params, others, losses = nnx_by_hand

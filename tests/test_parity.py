@@ -73,7 +73,7 @@ def test_every_file_of_data_has_a_test():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_trajectory_door_1(name):
+def test_trajectory_in_the_optimizer(name):
     record = load_trajectory(name)
     product, _ = METHODS[name]
     base = TORCH[record["base_optimizer"]](**record["base_options"])
@@ -85,7 +85,7 @@ def test_trajectory_door_1(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_trajectory_door_2(name):
+def test_trajectory_of_value_and_grad(name):
     record = load_trajectory(name)
     _, ascent = METHODS[name]
     ascent = ascent(**method_options(record))

@@ -6,6 +6,7 @@ compiler for TPUs makes of it is counted in `test_tpu.py`.
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -108,5 +109,15 @@ def test_the_tables_of_the_pages_are_the_results_of_the_script():
     page = (ROOT / "docs" / "large_models.md").read_text(encoding="utf-8")
     for layers in LAYERS:
         assert program.markdown(rows, layers) in page
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert program.readme(rows) in readme
+
+
+def test_memory_on_the_page_of_costs_is_the_result_of_the_script():
+    path = report.RESULTS / "program.json"
+    scanned = json.loads(path.read_text(encoding="utf-8"))["rows"]["cpu"]["scanned"]
+    page = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
+    straight, looped = (
+        f"{program.memory_over(scanned, name):.2f} times"
+        for name in ("SAM", "SAM" + SCANNED)
+    )
+    needs = rf"needs {straight} the base's\s+temporary memory, and {looped} with"
+    assert re.search(needs, page)

@@ -1,4 +1,4 @@
-"""What Optax already gives: every recipe of the README, executed.
+"""What Optax already gives: every recipe of docs/recipes.md, executed.
 
 Each test is the recipe as a user writes it, compared with a plain loop in Python.
 """

@@ -11,7 +11,7 @@ the same size; what is shown was measured on new seeds, which draw all images an
   d  accuracy, train-test gap and weight norm at 0.5 to 4 times the epochs
   e  accuracy against rho for SAM and ASAM, and what rescaling two layers changes
 
-Beside each claim stands what came out here. "agrees" means that the difference, seed
+Beside each claim stands the result here. "agrees" means that the difference, seed
 by seed, exceeds two standard errors in the paper's direction, "disagrees" the reverse,
 and all else is "no difference seen". It is one small task: no verdict on a paper.
 

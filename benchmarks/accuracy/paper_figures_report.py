@@ -38,9 +38,7 @@ def shown(values: np.ndarray, digits: int, sign: str = "") -> str:
 def print_tables(result: dict, console: Console) -> None:
     seeds = f"{len(result['seeds'])} new seeds"
     console.print(tuned(result, seeds), lengths(result, seeds), climbs(result))
-    table = Table(
-        title="What the papers report and what came out here", show_lines=True
-    )
+    table = Table(title="What the papers report, and the results here", show_lines=True)
     for name in ("", "the paper", "here", "first", "second", "difference", "verdict"):
         table.add_column(name)
     for row in result["claims"]:

@@ -296,24 +296,6 @@ def markdown(found: dict[str, Any], layers: str) -> str:
     return "\n".join(lines)
 
 
-def readme(found: dict[str, Any]) -> str:
-    """The table of the README: on a CPU, each figure where it matters most."""
-    unrolled, scanned = found["cpu"]["unrolled"], found["cpu"]["scanned"]
-    lines = [
-        "| step | time | seconds to compile, layers unrolled "
-        "| memory, layers scanned over |",
-        "|---|---|---|---|",
-    ]
-    for name in unrolled:
-        cells = [
-            unrolled[name]["time_ratio"],
-            unrolled[name]["compile_ratio"],
-            memory_over(scanned, name),
-        ]
-        lines.append(f"| {name} | {' | '.join(f'{x:.2f}' for x in cells)} |")
-    return "\n".join(lines)
-
-
 def memory_over(rows: dict[str, Any], name: str) -> float:
     ratio: float = rows[name]["temporary_bytes"] / rows["base"]["temporary_bytes"]
     return ratio

@@ -59,8 +59,9 @@ def adaptive_ascent(
       >>> jnp.round(climb, 4)
       Array([1.3707, 0.2031], dtype=float32)
 
-    Reference: Kwon et al. 2021, "ASAM: Adaptive Sharpness-Aware Minimization for
-      Scale-Invariant Learning of Deep Neural Networks", equation 5 and algorithm 1.
+    Reference: Kwon et al. 2021 (arXiv:2102.11600), "ASAM: Adaptive Sharpness-Aware
+      Minimization for Scale-Invariant Learning of Deep Neural Networks", equation 5 and
+      algorithm 1.
     """
     check_ord(ord)
 

@@ -109,7 +109,7 @@ def dual_vector(
       >>> dual_vector({"w": jnp.array([3.0, 4.0])})["w"]
       Array([0.6, 0.8], dtype=float32)
 
-    Reference: Foret et al. 2021, equation 2.
+    Reference: Foret et al. 2021 (arXiv:2010.01412), equation 2.
     """
     return _unit(_scaled(tree, axis_name), check_ord(ord), axis_name)
 

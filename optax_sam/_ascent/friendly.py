@@ -58,8 +58,8 @@ def friendly_ascent(
       >>> ascent.update(jnp.array([1.0, 2.0]), state)[0]
       Array([0., 1.], dtype=float32)
 
-    Reference: Li et al. 2024, "Friendly Sharpness-Aware Minimization", algorithm 1;
-      the first step as in its code.
+    Reference: Li et al. 2024 (arXiv:2403.12350), "Friendly Sharpness-Aware
+      Minimization", algorithm 1; the first step as in its code.
     """
     ascent = optax.with_extra_args_support(ascent)
     check_weight("sigma", sigma)

@@ -43,10 +43,10 @@ def climb_only(ascent: Ascent, mask: Mask | str) -> Ascent:
       >>> float(climb["dense"]), float(climb["norm"])
       (0.0, 0.5)
 
-    Reference: Mueller et al. 2023, "Normalization Layers Are All That Sharpness-Aware
-      Minimization Needs" (norm of the chosen leaves); Mi et al. 2022, "Make
-      Sharpness-Aware Minimization Stronger: A Sparsified Perturbation Approach" (of
-      all).
+    Reference: Mueller et al. 2023 (arXiv:2306.04226), "Normalization Layers Are All
+      That Sharpness-Aware Minimization Needs" (norm of the chosen leaves); Mi et al.
+      2022 (arXiv:2210.05177), "Make Sharpness-Aware Minimization Stronger: A Sparsified
+      Perturbation Approach" (of all).
     """
     chosen = _matching_paths(mask) if isinstance(mask, str) else mask
 

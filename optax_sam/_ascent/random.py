@@ -105,7 +105,8 @@ def random_ascent(
       >>> jnp.round(optax.tree.norm(climb), 6)
       Array(0.1, dtype=float32)
 
-    Reference: Foret et al. 2021, appendix C.5 (adversarial against random).
+    Reference: Foret et al. 2021 (arXiv:2010.01412), appendix C.5 (adversarial against
+      random).
     """
     check_rho(rho)
     draw = coarse_uniform if sampler is None else sampler

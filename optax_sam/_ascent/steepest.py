@@ -47,8 +47,8 @@ def steepest_ascent(
       >>> climb
       Array([0.3, 0.4], dtype=float32)
 
-    Reference: Foret et al. 2021, "Sharpness-Aware Minimization for Efficiently
-      Improving Generalization", equation 2.
+    Reference: Foret et al. 2021 (arXiv:2010.01412), "Sharpness-Aware Minimization for
+      Efficiently Improving Generalization", equation 2.
     """
     check_ord(ord)
     return climb_by(rho, lambda g, params: dual_vector(g, ord, params_axis_name))

@@ -1,4 +1,4 @@
-"""In place of `jax.value_and_grad`: a drop-in for who owns the training loop."""
+"""In place of `jax.value_and_grad`: a drop-in for your own training loop."""
 
 import functools
 from collections.abc import Callable
@@ -106,8 +106,8 @@ def value_and_grad(
       >>> value, gradient
       (Array(6.5, dtype=float32), Array([3.3, 5.6], dtype=float32))
 
-    Reference: Foret et al. 2021, algorithm 1; equation 3 and appendix C.4 for
-      `second_order`.
+    Reference: Foret et al. 2021 (arXiv:2010.01412), algorithm 1; equation 3 and
+      appendix C.4 for `second_order`.
     """
     check_options(ascent, when, scan_passes, second_order)
     argnums = check_argnums("argnums", argnums)

@@ -54,8 +54,8 @@ def m_sharpness(
       grad_fn: a function like that of `jax.value_and_grad` or
         `optax_sam.value_and_grad`: it returns `(value, gradient)` or
         `((value, aux), gradient)`.
-      microbatch_size: the paper's m, the number of *examples* in a sub-batch (other
-        codes use "m" for the number of sub-batches). The sub-batches are contiguous
+      microbatch_size: the paper's m, the number of *examples* in a sub-batch
+        (elsewhere "m" is the number of sub-batches). The sub-batches are contiguous
         and looped over with the memory of one.
       axis_name: the mapped axis (or axes) whose devices hold one sub-batch each, or
         several of `microbatch_size` examples.
@@ -102,8 +102,9 @@ def m_sharpness(
       >>> m_sam(jnp.array([3.0, 1.0]), jnp.array([[1.0, 0.0], [0.0, 2.0]]))[1]
       Array([1.75, 3.  ], dtype=float32)
 
-    Reference: Foret et al. 2021, section 4.1; Andriushchenko and Flammarion 2022,
-      "Towards Understanding Sharpness-Aware Minimization", figure 1.
+    Reference: Foret et al. 2021 (arXiv:2010.01412), section 4.1; Andriushchenko and
+      Flammarion 2022 (arXiv:2206.06232), "Towards Understanding Sharpness-Aware
+      Minimization", figure 1.
     """
     sub_batches = SubBatches(microbatch_size, axis_name, mesh, at_once, unroll)
     sub_batches.refuse_none()

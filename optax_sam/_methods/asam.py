@@ -51,8 +51,8 @@ def asam(
       >>> [round(float(x), 4) for x in gradient]
       [4.3707, 4.8123]
 
-    Reference: Kwon et al. 2021, "ASAM: Adaptive Sharpness-Aware Minimization for
-      Scale-Invariant Learning of Deep Neural Networks", algorithm 1.
+    Reference: Kwon et al. 2021 (arXiv:2102.11600), "ASAM: Adaptive Sharpness-Aware
+      Minimization for Scale-Invariant Learning of Deep Neural Networks", algorithm 1.
     """
     return sharpness_aware(
         adaptive_ascent(rho, eta=eta, ord=ord, mask=mask),

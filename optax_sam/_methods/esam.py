@@ -91,8 +91,8 @@ def esam(
       >>> [round(float(x), 4) for x in gradient]
       [0.0, 5.6]
 
-    Reference: Du et al. 2022, "Efficient Sharpness-aware Minimization for Improved
-      Training of Neural Networks", algorithm 1.
+    Reference: Du et al. 2022 (arXiv:2110.03141), "Efficient Sharpness-aware
+      Minimization for Improved Training of Neural Networks", algorithm 1.
     """
     check_fraction("beta", beta)
     check_fraction("gamma", gamma)

@@ -46,7 +46,8 @@ def friendly_sam(
       >>> tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)[0]
       Array([3.3, 5.6], dtype=float32)
 
-    Reference: Li et al. 2024, "Friendly Sharpness-Aware Minimization", algorithm 1.
+    Reference: Li et al. 2024 (arXiv:2403.12350), "Friendly Sharpness-Aware
+      Minimization", algorithm 1.
     """
     friendly = friendly_ascent(
         steepest_unless(ascent, rho, params_axis_name),

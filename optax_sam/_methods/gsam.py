@@ -48,8 +48,8 @@ def gsam(
       >>> tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)[0]
       Array([3.109136 , 5.7124734], dtype=float32)
 
-    Reference: Zhuang et al. 2022, "Surrogate Gap Minimization Improves
-      Sharpness-Aware Training", algorithm 1.
+    Reference: Zhuang et al. 2022 (arXiv:2203.08065), "Surrogate Gap Minimization
+      Improves Sharpness-Aware Training", algorithm 1.
     """
     return sharpness_aware(
         steepest_unless(ascent, rho, params_axis_name),

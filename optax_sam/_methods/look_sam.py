@@ -92,8 +92,8 @@ def look_sam(
       >>> [[round(float(x), 4) for x in out] for out in (climbed, reused)]
       [[3.3, 5.6], [1.0, 5.5]]
 
-    Reference: Liu et al. 2022, "Towards Efficient and Scalable Sharpness-Aware
-      Minimization", algorithm 1.
+    Reference: Liu et al. 2022 (arXiv:2203.02714), "Towards Efficient and Scalable
+      Sharpness-Aware Minimization", algorithm 1.
     """
     ascent, axes = steepest_unless(ascent, rho, params_axis_name), params_axis_name
     sam = climbing(

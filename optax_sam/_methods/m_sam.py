@@ -51,7 +51,7 @@ def m_sam(
       >>> tx.update(None, tx.init(params), params, value_fn=loss, batch=batch)[0]
       Array([1.75, 3.  ], dtype=float32)
 
-    Reference: Foret et al. 2021, section 4.1 (m-sharpness).
+    Reference: Foret et al. 2021 (arXiv:2010.01412), section 4.1 (m-sharpness).
     """
     named = (options.get("microbatch_size"), options.get("axis_name"))
     if named == (None, None):

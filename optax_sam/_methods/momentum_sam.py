@@ -75,8 +75,8 @@ def momentum_sam(
       >>> round(float(w[0]), 6)
       0.57
 
-    Reference: Becker et al. 2024, "Momentum-SAM: Sharpness Aware Minimization without
-      Computational Overhead", algorithm 1.
+    Reference: Becker et al. 2024 (arXiv:2401.12033), "Momentum-SAM: Sharpness Aware
+      Minimization without Computational Overhead", algorithm 1.
     """
     check_decay("decay", decay)
     ascent = steepest_unless(ascent, rho, params_axis_name)

@@ -70,8 +70,9 @@ def partial_climb(
       >>> tx.update(None, tx.init(w), w, value_fn=loss, batch=batch)[0]
       Array([1.75, 2.  ], dtype=float32)
 
-    Reference: Bahri et al. 2022, "Sharpness-Aware Minimization Improves Language Model
-      Generalization", section 3; Brock et al. 2021.
+    Reference: Bahri et al. 2022 (arXiv:2110.08529), "Sharpness-Aware Minimization
+      Improves Language Model Generalization", section 3; Brock et al. 2021
+      (arXiv:2102.06171).
     """
     check_fraction("fraction", fraction)
     ascent, steps = steepest_unless(ascent, rho), number_of(num_steps)

@@ -57,7 +57,8 @@ def random_perturbation(
       >>> round(float(jnp.linalg.norm(gradient - w)), 6)
       0.5
 
-    Reference: Foret et al. 2021, appendix C.5 (adversarial against random).
+    Reference: Foret et al. 2021 (arXiv:2010.01412), appendix C.5 (adversarial against
+      random).
     """
     ascent = random_ascent(
         rho, key=key, sampler=sampler, params_axis_name=params_axis_name

@@ -45,8 +45,8 @@ def sam(
       >>> updates
       Array([-0.33, -0.56], dtype=float32)
 
-    Reference: Foret et al. 2021, "Sharpness-Aware Minimization for Efficiently
-      Improving Generalization", algorithm 1.
+    Reference: Foret et al. 2021 (arXiv:2010.01412), "Sharpness-Aware Minimization for
+      Efficiently Improving Generalization", algorithm 1.
     """
     return sharpness_aware(
         steepest_ascent(rho, ord=ord),

@@ -38,10 +38,10 @@ def stale_sam(
     down it. The first step climbs nowhere, and its gradient is the clean one.
 
     A caution: the authors of momentum SAM tried the last gradient for the climb, and
-    never found it to act like SAM (Becker et al. 2024, appendix A.7). Of the paper
-    below only the abstract could be verified, and accounts by others: there the stale
-    gradient is a clean one, taken by itself at the same time as the descent's, on a
-    batch of its own; here no such pass is made.
+    never found it to act like SAM (Becker et al. 2024, arXiv:2401.12033, appendix A.7).
+    Of the paper below only the abstract could be verified, and accounts by others:
+    there the stale gradient is a clean one, taken by itself at the same time as the
+    descent's, on a batch of its own; here no such pass is made.
 
     Args:
       rho: radius of the climb; `None` is 0.05.

@@ -51,8 +51,8 @@ def wsam(
       >>> [round(float(x), 4) for x in gradient]
       [3.9, 8.8]
 
-    Reference: Yue et al. 2023, "Sharpness-Aware Minimization Revisited: Weighted
-      Sharpness as a Regularization Term", algorithm 1 (coupled).
+    Reference: Yue et al. 2023 (arXiv:2305.15817), "Sharpness-Aware Minimization
+      Revisited: Weighted Sharpness as a Regularization Term", algorithm 1 (coupled).
     """
     check_decay("gamma", gamma)
     return sharpness_aware(

@@ -73,8 +73,8 @@ def average_sharpness(
       >>> round(float(rise.mean), 4)
       0.125
 
-    Reference: Andriushchenko et al. 2023, "A Modern Look at the Relationship between
-      Sharpness and Generalization", section 2.
+    Reference: Andriushchenko et al. 2023 (arXiv:2302.07011), "A Modern Look at the
+      Relationship between Sharpness and Generalization", section 2.
     """
     check_params(params)
     check_rho(rho)

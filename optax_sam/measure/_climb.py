@@ -59,7 +59,8 @@ def climb_sharpness(
       >>> round(float(climb_sharpness(loss, jnp.array([3.0, 1.0]), ascent)), 4)
       2.865
 
-    Reference: Foret et al. 2021, equations 1 and 2; section 4.1 for m-sharpness.
+    Reference: Foret et al. 2021 (arXiv:2010.01412), equations 1 and 2; section 4.1 for
+      m-sharpness.
     """
     check_params(params)
     loss = scalar_loss(loss_fn)

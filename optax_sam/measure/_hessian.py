@@ -94,9 +94,10 @@ def hessian_eigenvalues(
       Array([5., 1.], dtype=float32)
 
     Reference: Lanczos 1950, "An iteration method for the solution of the eigenvalue
-      problem"; Ghorbani et al. 2019, "An Investigation into Neural Net Optimization
-      via Hessian Eigenvalue Density", algorithm 1 (the re-orthogonalization); Foret
-      et al. 2021, figure 3, shows the first value and its ratio to the fifth.
+      problem"; Ghorbani et al. 2019 (arXiv:1901.10159), "An Investigation into Neural
+      Net Optimization via Hessian Eigenvalue Density", algorithm 1 (the
+      re-orthogonalization); Foret et al. 2021 (arXiv:2010.01412), figure 3, shows the
+      first value and its ratio to the fifth.
     """
     size = check_params(params)
     num_iters = _NUM_ITERS if num_iters is None else num_iters

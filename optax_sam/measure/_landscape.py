@@ -57,8 +57,9 @@ def loss_along(
       >>> loss_along(lambda p: jnp.sum(p["w"]**2), params, direction, [-1.0, 0.0, 1.0])
       Array([4., 5., 8.], dtype=float32)
 
-    Reference: Goodfellow et al. 2015, "Qualitatively characterizing neural network
-      optimization problems", section 2; Li et al. 2018, equation 1.
+    Reference: Goodfellow et al. 2015 (arXiv:1412.6544), "Qualitatively characterizing
+      neural network optimization problems", section 2; Li et al. 2018
+      (arXiv:1712.09913), equation 1.
     """
     check_params(params)
     _check_direction("loss_along", params, direction)
@@ -115,8 +116,8 @@ def loss_plane(
       Array([[ 0., 10., 20.],
              [ 1., 11., 21.]], dtype=float32)
 
-    Reference: Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets",
-      equation 2.
+    Reference: Li et al. 2018 (arXiv:1712.09913), "Visualizing the Loss Landscape of
+      Neural Nets", equation 2.
     """
     check_params(params)
     _check_direction("loss_plane", params, first)
@@ -168,8 +169,8 @@ def filter_normalized_direction(key: jax.Array, params: Tree) -> Tree:
       >>> direction["bias"]
       Array([0., 0.], dtype=float32)
 
-    Reference: Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets",
-      section 4.
+    Reference: Li et al. 2018 (arXiv:1712.09913), "Visualizing the Loss Landscape of
+      Neural Nets", section 4.
     """
     check_params(params)
     leaves: list[Any] = jax.tree.leaves(params)

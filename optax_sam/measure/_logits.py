@@ -32,8 +32,9 @@ def normalize_logits(logits: jax.Array) -> jax.Array:
       Array([[-0.7071,  0.7071,  0.    ],
              [ 0.    ,  0.    ,  0.    ]], dtype=float32)
 
-    Reference: Andriushchenko et al. 2023, "A Modern Look at the Relationship between
-      Sharpness and Generalization", their code: the logits are centred first.
+    Reference: Andriushchenko et al. 2023 (arXiv:2302.07011), "A Modern Look at the
+      Relationship between Sharpness and Generalization", their code: the logits are
+      centred first.
     """
     centred = logits - jnp.mean(logits, axis=-1, keepdims=True)
     square = jnp.sum(centred**2, axis=-1, keepdims=True)

@@ -53,7 +53,7 @@ def pac_bayes_term(
       >>> print(f"{wide:.1f}")  # WideResNet-28-10 on CIFAR
       105.3
 
-    Reference: Foret et al. 2021, theorem 2 (appendix A.1).
+    Reference: Foret et al. 2021 (arXiv:2010.01412), theorem 2 (appendix A.1).
     """
     if num_examples < 2 or num_params < 1:
         raise ValueError(

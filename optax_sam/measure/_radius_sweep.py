@@ -103,8 +103,8 @@ def radius_sweep(
       >>> jnp.round(sweep.rise.mean, 4)
       Array([0.2536, 2.865 ], dtype=float32)
 
-    Reference: Foret et al. 2021, equations 1 and 2, of which `predicted_rise` is the
-      first-order term.
+    Reference: Foret et al. 2021 (arXiv:2010.01412), equations 1 and 2, of which
+      `predicted_rise` is the first-order term.
     """
     check_params(params)
     radii = _check_radii(rhos)

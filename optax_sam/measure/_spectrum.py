@@ -148,8 +148,8 @@ def spectral_density(
       >>> jnp.round(spectrum.nodes, 4)
       Array([[1., 4.]], dtype=float32)
 
-    Reference: Ghorbani et al. 2019, "An Investigation into Neural Net Optimization
-      via Hessian Eigenvalue Density", algorithm 1.
+    Reference: Ghorbani et al. 2019 (arXiv:1901.10159), "An Investigation into Neural
+      Net Optimization via Hessian Eigenvalue Density", algorithm 1.
     """
     size = check_params(params)
     for name, count in (("num_samples", num_samples), ("num_iters", num_iters)):

@@ -83,10 +83,10 @@ def worst_case_sharpness(
       >>> round(float(sharpness), 4)
       0.5
 
-    Reference: Andriushchenko et al. 2023, "A Modern Look at the Relationship between
-      Sharpness and Generalization", section 2; Foret et al. 2021, section 4.1. The
-      ascent is simpler than the Auto-PGD of the former: no momentum, and the step is
-      halved whenever it fails.
+    Reference: Andriushchenko et al. 2023 (arXiv:2302.07011), "A Modern Look at the
+      Relationship between Sharpness and Generalization", section 2; Foret et al. 2021
+      (arXiv:2010.01412), section 4.1. The ascent is simpler than the Auto-PGD of the
+      former: no momentum, and the step is halved whenever it fails.
     """
     check_params(params)
     order = _check_ball(rho, ord, num_steps, num_restarts)

@@ -101,7 +101,7 @@ def value_and_grad(
       >>> loss, grads["kernel"][...].ravel()
       (Array(3.25, dtype=float32), Array([1.75, 3.  ], dtype=float32))
 
-    Reference: Foret et al. 2021, algorithm 1 and section 4.1.
+    Reference: Foret et al. 2021 (arXiv:2010.01412), algorithm 1 and section 4.1.
     """
     sub_batches = {
         "microbatch_size": microbatch_size,
