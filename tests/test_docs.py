@@ -14,8 +14,8 @@ import optax_sam
 
 DOCS = Path(__file__).parent.parent / "docs"
 ALREADY_IMPORTED = {"faults.md": {"optax": optax, "optax_sam": optax_sam}}
-# Chapter by chapter, in test_frameworks.py and test_trainers.py.
-RUN_ELSEWHERE = {"frameworks.md", "trainers.md"}
+# In test_frameworks.py, test_nnx_on_a_pod.py and test_trainers.py.
+RUN_ELSEWHERE = {"frameworks.md", "nnx_on_a_pod.md", "trainers.md"}
 PAGES = {page.name for page in DOCS.glob("*.md") if pages.blocks(page)}
 
 

@@ -22,6 +22,13 @@ def test_the_page_is_what_page_py_writes():
     assert page.PAGE.read_text("utf-8") == page.page(results)
 
 
+def test_the_page_claims_nothing_before_the_code():
+    before, after = page.PAGE.read_text("utf-8").split("```diff", 1)
+    assert "not evidence" in before
+    assert "%" not in before
+    assert after.rindex("```diff") < after.index("| test accuracy")
+
+
 @pytest.mark.parametrize("name", page.EXAMPLES)
 def test_sam_is_a_few_lines(name):
     changed = [x for x in page.diff(name).splitlines()[2:] if x[0] in "+-"]
@@ -38,6 +45,15 @@ def test_numbers_on_the_page_were_printed(script):
         result["last_line"]
     )
     assert float(result["accuracy"]) > 50  # it has trained
+
+
+def test_the_language_model_has_no_gap_and_is_behind():
+    results = json.loads(page.RESULTS.read_text("utf-8"))
+    test = {name: float(result["loss"]) for name, result in results.items()}
+    for name in ("language_model", "language_model_sam"):
+        training = re.search(r"train loss (\S+),", results[name]["last_line"])[1]
+        assert float(training) == pytest.approx(test[name], rel=0.01)
+    assert test["language_model_sam"] > test["language_model"]
 
 
 @pytest.mark.slow

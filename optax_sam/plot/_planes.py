@@ -111,8 +111,10 @@ def surfaces(
         ax.set_title(name, y=0.95)
         ax.set_zlim(levels[0], levels[-1])
         ax.set_box_aspect(None, zoom=0.85)
-        for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
-            axis.set_major_locator(MaxNLocator(4))
+        places = (ax.xaxis, 3, 4), (ax.yaxis, 3, 8), (ax.zaxis, 4, 4)
+        for axis, ticks, space in places:
+            axis.set_major_locator(MaxNLocator(ticks))
+            axis.labelpad = space  # the labels lie aslant, beside their numbers
     panels[0].set_zlabel("loss")
     return figure_of(panels[0])
 
