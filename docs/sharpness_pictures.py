@@ -1,6 +1,4 @@
-"""The pictures of "Measuring": the training of colabs/sharpness.ipynb, and two of its
-figures.
-"""
+"""The pictures of "Measuring": two of colabs/sharpness.ipynb, of the same training."""
 
 import functools
 

@@ -49,9 +49,24 @@ def test_pictures_are_there(site):
     shown = {
         Path(source).name
         for path in site.rglob("*.html")
-        for source in re.findall(r'<img[^>]* src="([^"]+\.png)"', path.read_text())
+        for source in re.findall(
+            r'<img[^>]* src="([^"]+\.png)(?:#only-(?:light|dark))?"', path.read_text()
+        )
     }
-    assert {"one_step.png", "label_noise.png"} <= shown <= pictures
+    assert {"one_step.png", "label_noise.png", "dashboard.png"} <= shown <= pictures
+
+
+def test_a_page_shows_one_of_the_two_variants_of_a_picture(site):
+    """In the theme's way: each is marked, and the theme hides the other."""
+    images = (
+        page(site, "how_sam_works"),
+        page(site, "evidence"),
+        page(site, "measuring"),
+    )
+    light = re.findall(r'src="([^"]+)\.png#only-light"', " ".join(images))
+    dark = re.findall(r'src="([^"]+)-dark\.png#only-dark"', " ".join(images))
+    assert light == dark
+    assert len(light) >= 9
 
 
 def test_formulas_are_drawn_by_the_browser_itself(site):
