@@ -210,11 +210,9 @@ def regularizers(result, link):
     for row in result.get("summary", []):
         known = [(name, row[key]) for key, name in names.items() if key in row]
         numbers = ", ".join(f"{name} {measured(pair, '+')}" for name, pair in known)
-        claim, evidence = (
-            f"SAM and {row['technique']}",
-            f"{numbers or 'no runs'}: {link}",
-        )
-        yield line(row["verdict"], claim, "often said, rarely measured", evidence)
+        claim, evidence = f"SAM and {row['technique']}", numbers or "no runs"
+        said = "often said, rarely measured"
+        yield line(row["verdict"], claim, said, f"{evidence}: {link}")
 
 
 TABLES = {
