@@ -1,5 +1,8 @@
 """What MkDocs leaves to us: pictures, links into the repository, formulas.
 
+A picture that has a dark variant beside it, `name-dark.png`, is put in twice: the theme
+hides the one that does not fit.
+
 Nothing is fetched, neither while the site is built nor while it is read: formulas
 become MathML, which browsers draw themselves.
 """
@@ -18,6 +21,7 @@ REPOSITORY_LINK = re.compile(r"(?<=\]\()\.\./([^)\s]+)")
 FORMULA = re.compile(
     r'<(span|div) class="arithmatex">(?:\\\((.*?)\\\)|\\\[(.*?)\\\])</\1>', re.DOTALL
 )
+PICTURE = re.compile(r"!\[([^]]*)\]\(([^)\s#]+)\.png\)")
 LIMITS = re.compile(r"\\(max|min)_")
 
 
@@ -34,7 +38,18 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     """Links out of docs/, which GitHub follows by itself, lead to GitHub."""
-    return REPOSITORY_LINK.sub(lambda found: target(found[1], page, config), markdown)
+    markdown = REPOSITORY_LINK.sub(
+        lambda found: target(found[1], page, config), markdown
+    )
+    known = set(files.src_uris)
+    return PICTURE.sub(lambda found: light_and_dark(*found.groups(), known), markdown)
+
+
+def light_and_dark(words, path, known):
+    light, dark = f"{path}.png", f"{path}-dark.png"
+    if dark not in known:
+        return f"![{words}]({light})"
+    return f"![{words}]({light}#only-light)![{words}]({dark}#only-dark)"
 
 
 def on_page_content(content, page, config, files):
@@ -60,9 +75,11 @@ def mathml(_, inline, block):
 
 
 def pictures():
-    sys.path.insert(0, str(DOCS))
+    folders = [str(DOCS), str(DOCS.parent)]
+    sys.path[:0] = folders
     try:
         import pictures as drawn
     finally:
-        sys.path.remove(str(DOCS))
+        for folder in folders:
+            sys.path.remove(folder)
     return drawn.draw()

@@ -18,7 +18,8 @@ from urllib.parse import unquote, urldefrag
 import pytest
 
 pytestmark = pytest.mark.slow
-DESKTOP, PHONE = 1400, 390
+DESKTOP, PHONE = 1400, 390  # the widths
+HEIGHT = 900
 
 MEASURE = """
 const scrolls = box => box && box.tagName !== "ARTICLE" && (
@@ -36,6 +37,8 @@ const measure = frame => {
     outside: all.filter(x => out(x) && !scrolls(x.parentElement)).map(name),
     cut: [...page.querySelectorAll(".doc-signature code")].filter(wide).map(name),
     broken: [...page.images].filter(x => !x.naturalWidth).map(x => x.src),
+    pictures: [...page.querySelectorAll("article img")].filter(
+      x => x.checkVisibility()).map(x => x.getBoundingClientRect().bottom),
     links: [...page.links].map(x => x.href),
     ids: [...page.querySelectorAll("[id]")].map(x => x.id),
   };
@@ -73,7 +76,8 @@ def frames(folder):
     names = sorted(x.relative_to(folder).as_posix() for x in folder.rglob("*.html"))
     pages = [name.removesuffix("index.html") for name in names]
     shown = "".join(
-        f'<iframe src="/{page}" style="width:{width}px;height:900px;border:0"></iframe>'
+        f'<iframe src="/{page}" width="{width}" height="{HEIGHT}" style="border:0">'
+        "</iframe>"
         for width in (DESKTOP, PHONE)
         for page in pages
     )
@@ -129,6 +133,12 @@ def test_signatures_are_not_cut(measured):
 
 def test_pictures_are_drawn(measured):
     assert [source for page in measured for source in page["broken"]] == []
+
+
+def test_the_home_page_shows_its_picture_at_once(measured):
+    home = min(measured, key=lambda page: (len(page["url"]), page["width"] == PHONE))
+    assert home["width"] == DESKTOP
+    assert 0 < home["pictures"][0] <= HEIGHT
 
 
 def test_no_link_inside_the_site_is_broken(measured):

@@ -49,9 +49,20 @@ def test_pictures_are_there(site):
     shown = {
         Path(source).name
         for path in site.rglob("*.html")
-        for source in re.findall(r'<img[^>]* src="([^"]+\.png)"', path.read_text())
+        for source in re.findall(
+            r'<img[^>]* src="([^"]+\.png)(?:#only-(?:light|dark))?"', path.read_text()
+        )
     }
-    assert {"one_step.png", "label_noise.png"} <= shown <= pictures
+    assert {"one_step.png", "label_noise.png", "dashboard.png"} <= shown <= pictures
+
+
+def test_a_page_shows_one_of_the_two_variants_of_a_picture(site):
+    """In the theme's way: each is marked, and the theme hides the other."""
+    text = "".join(page(site, x) for x in ("how_sam_works", "evidence", "measuring"))
+    light = re.findall(r'src="([^"]+)\.png#only-light"', text)
+    dark = re.findall(r'src="([^"]+)-dark\.png#only-dark"', text)
+    assert light == dark
+    assert len(light) >= 9
 
 
 def test_formulas_are_drawn_by_the_browser_itself(site):

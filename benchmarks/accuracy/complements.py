@@ -32,14 +32,11 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from matplotlib.axes import Axes
-from rich.console import Console
-from rich.table import Table
 
 import optax_sam
+from benchmarks.accuracy import complements_report
 from benchmarks.lib import evaluation, report, training
 from benchmarks.lib.data import CLASSES, Examples, Split
 from benchmarks.lib.runs import Runs, at_edge, column
@@ -297,79 +294,6 @@ def verdict(means: dict) -> str:
     return "overlapping" if interaction < -2 * error else "unclear"
 
 
-def print_tables(result: dict, console: Console) -> None:
-    table = Table(
-        title="Cells, tuned on validation images (* at an edge of its grid)",
-        title_justify="left",
-    )
-    for name in ("cell", "points", "lr", "decay", "rho", "strength", "test accuracy"):
-        table.add_column(name, justify="left" if name == "cell" else "right")
-    for name, cell in result["chosen"].items():
-        edge = result["at_edge"][name]
-        numbers = (f"{cell[key]:g}{'*' * (key in edge)}" for key in Cell._fields[1:])
-        accuracy = report.mean_and_error(column(result, "runs", cell, "test"))
-        points = str(result["points"][name])
-        table.add_row(name, points, *numbers, report.plus_minus(accuracy, 2))
-    console.print(table)
-    table = Table(
-        title=f"Gains in points of test accuracy, {len(result['seeds'])} new seeds",
-        title_justify="left",
-    )
-    names = ("technique", "SAM", "technique", "both", "over the better", "interaction")
-    for name in (*names, "verdict"):
-        table.add_column(name)
-    keys = ("gain_of_sam", "gain_of_technique", "gain_of_both", "both_over_better")
-    for row in result["summary"]:
-        numbers = (
-            report.plus_minus(row.get(k), 2, "+") for k in (*keys, "interaction")
-        )
-        table.add_row(row["technique"], *numbers, row["verdict"])
-    console.print(table)
-
-
-def draw(result: dict, path: Path) -> None:
-    """Gains of each and of both, and what the sum of the single gains would be."""
-    report.picture_style()
-    rows = [row for row in result["summary"] if row["verdict"] != "not run"]
-    figure, axes = plt.subplots(figsize=(10.5, 1.5 + 1.15 * len(rows)))
-    looks = {
-        "gain_of_sam": ("SAM", report.STYLES["SAM"]["color"], -0.25),
-        "gain_of_technique": ("the technique", report.STYLES["ASAM"]["color"], 0.0),
-        "gain_of_both": ("both", report.STYLES["m-SAM"]["color"], 0.25),
-    }
-    for place, row in enumerate(rows):
-        for key, (label, colour, offset) in looks.items():
-            bar(axes, row[key], place + offset, colour, label if place == 0 else None)
-        total = row["gain_of_sam"][0] + row["gain_of_technique"][0]
-        label = "sum of both gains" if place == 0 else None
-        axes.plot(total, place + 0.25, "|", color="#000000", ms=18, mew=2, label=label)
-        interaction = report.plus_minus(row["interaction"], 1, "+")
-        axes.annotate(
-            f"{row['verdict']}\ninteraction {interaction}",
-            (1.02, place),
-            xycoords=("axes fraction", "data"),
-            va="center",
-        )
-    axes.axvline(0, color="#777777", lw=1)
-    axes.set_yticks(range(len(rows)), [row["technique"] for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.grid(False, axis="y")
-    axes.set_xlabel("gain over the base, points of test accuracy (± standard error)")
-    axes.set_title(
-        "SAM beside other regularizers: MNIST at 14x14, MLP, 40 % wrong labels\n"
-        "(the base has tuned weight decay, but for the first row, where it has none)"
-    )
-    axes.legend(frameon=False, fontsize=10.5)
-    figure.savefig(path, bbox_inches="tight")
-    plt.close(figure)
-
-
-def bar(axes: Axes, gain, place: float, colour: str, label: str | None) -> None:
-    mean, error = gain
-    axes.barh(place, mean, 0.23, color=colour, label=label)
-    axes.errorbar(mean, place, xerr=error, color="#000000", lw=1.2, capsize=3)
-
-
 def main() -> None:
     options = report.parse(report.parser(__doc__, "complements.json"))
     path = options.out / "complements.json"
@@ -379,9 +303,9 @@ def main() -> None:
     result = json.loads(path.read_text(encoding="utf-8"))
     result |= {"summary": summary(result)}
     report.write_json(path, result)
-    print_tables(result, console)
-    draw(result, path.with_suffix(".png"))
-    console.print(f"Wrote {path} and its picture, .png")
+    complements_report.print_tables(result, console)
+    complements_report.draw(result, path.with_suffix(".png"))
+    console.print(f"Wrote {path} and its pictures, .png and -dark.png")
 
 
 if __name__ == "__main__":

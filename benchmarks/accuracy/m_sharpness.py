@@ -18,12 +18,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import LogLocator, NullLocator
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks.accuracy import m_sharpness_report
 from benchmarks.lib import evaluation, report, training
 from benchmarks.lib.tasks import MNIST
 from benchmarks.lib.training import Kind, Settings
@@ -42,7 +40,6 @@ RHOS = {
     2: (0.025, 0.05, 0.1),
 }
 LR_DECAY = {"sgd": (0.03, 0.02), "adamw": (0.003, 5.0)}
-NAMES = {"sgd": "SGD", "adamw": "AdamW"}
 SIDE_BY_SIDE = 2
 
 
@@ -63,7 +60,7 @@ def train_all(optimizers, rhos, epochs: int, seeds: list[int], progress) -> list
         for done in as_completed(work):
             optimizer, m, rho = work[done]
             done.result()
-            text = f"{NAMES[optimizer]}, m = {m}, rho {rho:g}"
+            text = f"{m_sharpness_report.NAMES[optimizer]}, m = {m}, rho {rho:g}"
             progress.update(bar, advance=1, description=text)
     return [done.result() for done in work]
 
@@ -135,80 +132,6 @@ def summarize(runs: list[dict], rhos) -> list[dict]:
     return rows
 
 
-def print_table(rows: list[dict], console: Console) -> None:
-    table = Table(title="Test accuracy against m: mean ± standard error")
-    for name in ("optimizer", "rho", "m"):
-        table.add_column(name)
-    for name in ("accuracy, %", "gain over m = 100", "λ_max, held-out"):
-        table.add_column(name, justify="right")
-    for row in sorted(rows, key=lambda r: (r["optimizer"], r["choice"], -r["m"])):
-        table.add_row(
-            NAMES[row["optimizer"]],
-            f"{row['choice']}, {row['rho']:g}",
-            str(row["m"]),
-            report.plus_minus(row["test_accuracy"], 2),
-            report.plus_minus(row["gain"], 2, "+"),
-            report.plus_minus(row["lambda_max_held_out"], 1),
-        )
-    console.print(table)
-
-
-def finding(best: list[dict]) -> str:
-    """What the curve of the best radii shows; m is chosen on validation images."""
-    top = max(best, key=lambda r: r["validation_accuracy"][0])
-    if top["gain"] is None:
-        return f"with ρ tuned for each m,\nnone is better than m = {top['m']}"
-    return (
-        f"with ρ tuned for each m, m = {top['m']}\n"
-        f"gains {report.plus_minus(top['gain'], 1, '+')} points over m = {best[0]['m']}"
-    )
-
-
-def picture(rows: list[dict], path: Path) -> None:
-    report.picture_style()
-    optimizers = list(dict.fromkeys(row["optimizer"] for row in rows))
-    figure, grid = plt.subplots(
-        2, len(optimizers), figsize=(5.5 * len(optimizers), 7.5), squeeze=False
-    )
-    looks = {
-        "fixed": {"color": "#0072b2", "marker": "o", "ls": "--"},
-        "best": {"color": "#009e73", "marker": "s", "ls": "-"},
-    }
-    labels = {"fixed": f"ρ = {FIXED_RHO} for all m", "best": "best ρ for each m"}
-    measures = ("test_accuracy", "lambda_max_held_out")
-    for column, optimizer in enumerate(optimizers):
-        for line, measure in enumerate(measures):
-            axes = grid[line, column]
-            for choice, look in looks.items():
-                mine = [
-                    r
-                    for r in rows
-                    if (r["optimizer"], r["choice"]) == (optimizer, choice)
-                ]
-                mean, error = np.array([r[measure] for r in mine]).T
-                ms = [r["m"] for r in mine]
-                axes.errorbar(ms, mean, error, capsize=3, label=labels[choice], **look)
-            axes.set_xscale("log")
-            axes.invert_xaxis()
-            axes.set_xticks(ms, [str(m) for m in ms])
-            axes.xaxis.set_minor_locator(NullLocator())
-            if line:
-                axes.set_yscale("log")
-                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axes.yaxis.set_major_formatter("{x:g}")
-                axes.yaxis.set_minor_locator(NullLocator())
-                axes.set_xlabel("m, examples that climb together")
-        best = [r for r in rows if (r["optimizer"], r["choice"]) == (optimizer, "best")]
-        grid[0, column].set_title(f"{NAMES[optimizer]}: {finding(best)}")
-    grid[0, 0].set_ylabel("test accuracy, %")
-    grid[1, 0].set_ylabel("λ_max of the held-out loss")
-    grid[0, 0].legend(frameon=False)
-    for line in grid:
-        report.same_limits(line, "y")
-    figure.tight_layout()
-    figure.savefig(path)
-
-
 def main() -> None:
     parser = report.parser(__doc__, "m_sharpness.json")
     parser.add_argument("--seeds", default=SEEDS, help="FIRST-LAST")
@@ -218,10 +141,8 @@ def main() -> None:
         old = json.loads(path.read_text(encoding="utf-8"))
         rhos = {int(m): tuple(of_m) for m, of_m in old["rhos"].items()}
         rows = summarize(old["runs"], rhos)
-        print_table(rows, Console())
         report.write_json(path, old | {"summary": rows})
-        picture(rows, path.with_suffix(".png"))
-        return print(f"Wrote {path} and its picture, .png")
+        return show(old | {"summary": rows}, path)
     first, last = map(int, options.seeds.split("-"))
     seeds, rhos, optimizers, epochs = range(first, last + 1), RHOS, LR_DECAY, EPOCHS
     if options.smoke:
@@ -231,23 +152,27 @@ def main() -> None:
             ["sgd"],
             1,
         )
-    start, console = time.perf_counter(), Console()
+    start = time.perf_counter()
     with report.progress_bar() as progress:
         runs = train_all(optimizers, rhos, epochs, list(seeds), progress)
-    rows = summarize(runs, rhos)
-    print_table(rows, console)
     result = {
         **report.provenance(),
         "seconds": time.perf_counter() - start,
         "epochs": epochs,
         "lr_decay": LR_DECAY,
         "rhos": rhos,
-        "summary": rows,
+        "summary": summarize(runs, rhos),
         "runs": runs,
     }
     report.write_json(path, result)
-    picture(rows, path.with_suffix(".png"))
-    print(f"{result['seconds']:.0f} s. Wrote {path} and its picture, .png")
+    print(f"{result['seconds']:.0f} s")
+    show(result, path)
+
+
+def show(result: dict, path: Path) -> None:
+    m_sharpness_report.print_table(result["summary"], Console())
+    m_sharpness_report.draw(result, path.with_suffix(".png"))
+    print(f"Wrote {path} and its pictures, .png and -dark.png")
 
 
 if __name__ == "__main__":

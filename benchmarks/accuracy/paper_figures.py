@@ -15,8 +15,8 @@ Beside each claim stands the result here. "agrees" means that the difference, se
 by seed, exceeds two standard errors in the paper's direction, "disagrees" the reverse,
 and all else is "no difference seen". It is one small task: no verdict on a paper.
 
-Writes paper_figures.json and paper_figures.png. Finished runs are kept: start it again
-and it goes on. Fifteen to twenty minutes on two cores, half of it for the Hessians;
+Writes paper_figures.json and a picture for each claim. Finished runs are kept: start it
+again and it goes on. Fifteen to twenty minutes on two cores, half of it for Hessians;
 `--smoke` does a little of everything in half a minute.
 """
 
@@ -36,7 +36,11 @@ import numpy as np
 import optax
 
 import optax_sam
-from benchmarks.accuracy import paper_claims, paper_figures_report
+from benchmarks.accuracy import (
+    paper_claims,
+    paper_figures_pictures,
+    paper_figures_report,
+)
 from benchmarks.lib import evaluation, methods, report, training
 from benchmarks.lib.data import Examples, Split
 from benchmarks.lib.methods import Method, Setting
@@ -376,8 +380,9 @@ def main() -> None:
     result |= {"claims": paper_claims.claims(result)}
     report.write_json(path, result)
     paper_figures_report.print_tables(result, console)
-    paper_figures_report.draw(result, path.with_suffix(".png"))
-    console.print(f"Wrote {path} and its picture, .png")
+    for picture in paper_figures_pictures.draw(result, path):
+        console.print(f"Wrote {picture}, and its dark variant")
+    console.print(f"Wrote {path}")
 
 
 def plan_of(options: argparse.Namespace) -> Plan:

@@ -29,19 +29,21 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from matplotlib.lines import Line2D
 from rich.table import Table
 from scipy.stats import rankdata
 
-from benchmarks.accuracy import fine_tuning, generalization, which_method
+from benchmarks.accuracy import (
+    fine_tuning,
+    generalization,
+    which_method,
+    which_rho_picture,
+)
 from benchmarks.lib import methods, report, training, tuning
 from benchmarks.lib.data import Examples, loaded
 from benchmarks.lib.statistics import holm
@@ -422,56 +424,6 @@ def print_table(result: dict, console) -> None:
     console.print(verdict(result))
 
 
-# --- the picture --------------------------------------------------------------------
-
-
-def draw(result: dict, path: Path) -> None:
-    """The curves of all tasks, with the tuned radius on each."""
-    report.picture_style()
-    figure, axes = plt.subplots(2, len(METHODS), figsize=(13, 7.5), sharex="col")
-    for column, method in enumerate(METHODS):
-        rows = [row for row in result["rows"] if row["method"] == method]
-        draw_method(axes[:, column], np.array(result["rhos"][method]), rows, method)
-    axes[0, 0].set_ylabel("rise / linear prediction")
-    axes[1, 0].set_ylabel("cosine of the gradients")
-    colour = {"color": "#444444", "ls": "", "marker": "o", "ms": 7}
-    handles = [
-        Line2D([], [], **colour, label="tuned rho"),
-        Line2D(
-            [], [], **colour, mfc="white", label="tuned rho, at an edge of its grid"
-        ),
-    ]
-    axes[1, 0].legend(handles=handles, frameon=False, fontsize=10, loc="lower left")
-    figure.suptitle(
-        "One line for each task: what a climb does half way through the base's "
-        f"training.\n{at_tuned_text(result)}",
-        x=0.01,
-        ha="left",
-    )
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
-
-
-def draw_method(axes, rhos: np.ndarray, rows: list[dict], method: str) -> None:
-    colour = report.STYLES[method]["color"]
-    for row in rows:
-        seen = {name: np.array(v, float) for name, v in row["curves"].items()}
-        over_linear = seen["rise"] / seen["predicted_rise"]
-        for one, values in zip(axes, (over_linear, seen["cosine"]), strict=True):
-            here = np.interp(np.log(row["tuned"]), np.log(rhos), values)
-            one.plot(rhos, values, color=colour, lw=1, alpha=0.45)
-            face = "white" if row["at_edge"] else colour
-            one.plot(row["tuned"], here, "o", color=colour, mfc=face, ms=7, zorder=3)
-    tuned = [row["tuned"] for row in rows]
-    axes[0].set(xscale="log", yscale="log", ylim=(0.2, 50))
-    axes[0].set_xlim(min(tuned) / 8, max(tuned) * 8)
-    axes[0].set_title(f"{method}, {len(rows)} tasks")
-    axes[1].set(ylim=(-0.3, 1.05), xlabel="rho")
-    axes[0].axhline(1, color="#777777", lw=1, zorder=1)
-    axes[1].axhline(0, color="#777777", lw=1, zorder=1)
-
-
 # --- options ------------------------------------------------------------------------
 
 
@@ -511,8 +463,9 @@ def main() -> None:
     report.write_json(path, result)
     result = json.loads(path.read_text(encoding="utf-8"))
     print_table(result, console)
-    draw(result, path.with_suffix(".png"))
-    console.print(f"Wrote {path} and its picture, .png")
+    text = at_tuned_text(result)
+    which_rho_picture.draw(result, path.with_suffix(".png"), text)
+    console.print(f"Wrote {path} and its pictures, .png and -dark.png")
 
 
 if __name__ == "__main__":

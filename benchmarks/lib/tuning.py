@@ -268,4 +268,4 @@ def main(plan: Plan, options: argparse.Namespace, name: str, title: str, work) -
     result = json.loads(path.read_text(encoding="utf-8"))
     tuning_report.print_table(result, console, title)
     tuning_report.draw(result, path.with_suffix(".png"), title)
-    console.print(f"Wrote {path} and its picture, .png")
+    console.print(f"Wrote {path} and its pictures, .png and -dark.png")

@@ -3,24 +3,19 @@
 import itertools
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.lib import report
+from benchmarks.lib import pictures, report
 
 COLOURS = {
     **{name: style["color"] for name, style in report.STYLES.items()},
     "momentum SAM": "#d55e00",
     "micro-batches, ρ = 0": report.STYLES["control"]["color"],
-    "base, 2x epochs": report.STYLES["longer"]["color"],
-    "base, best length": report.STYLES["best"]["color"],
 }
 MARKS = {
-    "base, 2x epochs": "<",
-    "base, best length": "|",
     "micro-batches, ρ = 0": "x",
     "SAM": "o",
     "ASAM": "s",
@@ -32,6 +27,7 @@ GAINS = {
     "gain_over_2x_epochs": "over it at\n2x epochs",
     "gain_over_best_length": "over it at its\nbest length",
 }
+GAIN = "gain_over_best_length"  # that decides
 
 
 def print_table(result: dict, console: Console, title: str) -> None:
@@ -62,58 +58,42 @@ def numbers(row: dict) -> list[str]:
 
 
 def draw(result: dict, path: Path, title: str) -> None:
-    """Gain over the base of every task and method: equal steps, and its best length."""
-    report.picture_style()
+    """Gain of every task and method over the base at its best length, the verdict's."""
     tasks = list(result["grids"])
-    figure, axes = plt.subplots(
-        1, 2, figsize=(13, 1.8 + 0.85 * len(tasks)), sharey=True
+    figure, axes = pictures.new(1.7 + 0.55 * len(tasks))
+    draw_gains(axes, result, tasks)
+    pictures.title(figure, title)
+    axes.set_xlabel(
+        "gain over the base at its best length, points of test accuracy\n"
+        f"(bars: two standard errors of {len(result['seeds'])} seeds)"
     )
-    panels = {
-        "gain": "over the base with as many steps",
-        "gain_over_best_length": "over the base at its best length",
-    }
-    for one, (key, text) in zip(axes, panels.items(), strict=True):
-        draw_panel(one, result, tasks, key)
-        one.set_title(text)
-        one.set_xlabel("gain, points of test accuracy\n(± standard error)")
-    report.same_limits(axes, "x")
-    axes[0].set_yticks(range(len(tasks)), tasks)
-    axes[0].set_ylim(len(tasks) - 0.5, -0.5)
-    handles = dict(
-        pair
-        for one in axes
-        for pair in zip(*reversed(one.get_legend_handles_labels()), strict=True)
-    )
-    figure.suptitle(title, x=0.01, ha="left")
-    figure.tight_layout()
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="upper center",
-        bbox_to_anchor=(0.55, 0),
-        ncols=len(handles),
-        frameon=False,
-    )
-    figure.savefig(path, bbox_inches="tight")
-    plt.close(figure)
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.set_ylim(len(tasks) - 0.5, -0.5)
+    handles, labels = axes.get_legend_handles_labels()
+    place = {"loc": "outside lower center", "ncols": 3 if len(labels) > 4 else 4}
+    figure.legend(handles, labels, **place)
+    pictures.save(figure, path)
 
 
-def draw_panel(axes: Axes, result: dict, tasks: list[str], key: str) -> None:
-    methods = dict.fromkeys(row["method"] for row in result["summary"])
-    names = [name for name in methods if name != "base"]
-    offsets = dict(zip(names, np.linspace(-0.32, 0.32, len(names)), strict=True))
-    axes.axvline(0, color="#777777", lw=1)
+def draw_gains(axes: Axes, result: dict, tasks: list[str]) -> None:
+    names = [
+        name
+        for name in dict.fromkeys(row["method"] for row in result["summary"])
+        if not name.startswith("base")
+    ]
+    offsets = dict(zip(names, np.linspace(-0.3, 0.3, len(names)), strict=True))
+    axes.axvline(0, color="#777777", lw=1.2)
     for place in range(1, len(tasks), 2):
-        axes.axhspan(place - 0.5, place + 0.5, color="#f5f5f5", lw=0, zorder=0)
+        axes.axhspan(place - 0.5, place + 0.5, color="#f3f3f3", lw=0, zorder=0)
     for name, offset in offsets.items():
-        mine = [r for r in result["summary"] if r["method"] == name and r.get(key)]
+        mine = [r for r in result["summary"] if r["method"] == name and r.get(GAIN)]
         places = [tasks.index(row["task"]) + offset for row in mine]
-        means, errors = [[row[key][i] for row in mine] for i in (0, 1)]
-        look = {"color": COLOURS[name], "fmt": MARKS.get(name, "^"), "ms": 7}
+        means, errors = np.array([row[GAIN] for row in mine], float).reshape(-1, 2).T
+        look = {"color": COLOURS[name], "fmt": MARKS.get(name, "^"), "ms": 6}
         if mine:
-            axes.errorbar(means, places, xerr=errors, label=name, lw=1.6, **look)
+            axes.errorbar(means, places, xerr=2 * errors, label=name, lw=1.6, **look)
     axes.grid(False, axis="y")
     for place, task in enumerate(tasks):
-        if not any(r["task"] == task and r.get(key) for r in result["summary"]):
+        if not any(r["task"] == task and r.get(GAIN) for r in result["summary"]):
             where = (0.5, place)
             axes.annotate("not run", where, xycoords=("axes fraction", "data"))
