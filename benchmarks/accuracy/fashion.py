@@ -16,7 +16,6 @@ The images are those of Debian's package dataset-fashion-mnist.
 """
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -29,54 +28,40 @@ from benchmarks.lib.results_picture import draw
 from benchmarks.lib.results_table import table
 from benchmarks.lib.small_cnn import SmallCnn
 from benchmarks.lib.store import Store
-from benchmarks.lib.study import Bench, Study
+from benchmarks.lib.study import Bench, Study, Task
 
 SETTINGS = Path(__file__).parents[1] / "settings" / "fashion.json"
+
+
+BASE = {
+    "lr": Axis((0.05, 0.1, 0.2)),
+    "decay": Axis((0.0005, 0.0015, 0.0045), ratio=3),
+}
+RHO = {
+    "SAM": Axis((0.05, 0.1, 0.2), low=0.005),
+    "m-SAM": Axis((0.05, 0.1, 0.2), low=0.005),
+    "momentum SAM": Axis((0.5, 1.0, 2.0), low=0.05),
+    "ASAM": Axis((0.5, 1.0, 2.0), low=0.05),
+}
 
 
 def full(folder: Path) -> Study:
     return Study(
         "fashion",
         fixed_sets.fashion(folder),
-        tasks={"clean": 0.0, "40 % wrong": 0.4},
+        tasks={"clean": Task(0.0, BASE, RHO), "40 % wrong": Task(0.4, BASE, RHO)},
         model=SmallCnn(),
         train=10_000,
         epochs=30,
         shortest=8,
         longest=120,
-        base={
-            "lr": Axis((0.05, 0.1, 0.2)),
-            "decay": Axis((0.0005, 0.0015, 0.0045), ratio=3),
-        },
-        rho={
-            "SAM": Axis((0.05, 0.1, 0.2), low=0.005),
-            "m-SAM": Axis((0.05, 0.1, 0.2), low=0.005),
-            "momentum SAM": Axis((0.5, 1.0, 2.0), low=0.05),
-            "ASAM": Axis((0.5, 1.0, 2.0), low=0.05),
-        },
         flips=True,
     )
 
 
 def tiny(study: Study) -> Study:
     """The same path in seconds: few images, a small network, no search to speak of."""
-    return dataclasses.replace(
-        study,
-        name="fashion_smoke",
-        source=rehearsal.source(study.source),
-        model=SmallCnn((4,), (4,)),
-        train=128,
-        batch=64,
-        epochs=1,
-        shortest=1,
-        longest=2,
-        base={
-            "lr": Axis((0.1,), low=0.1, high=0.1),
-            "decay": Axis((0.001,), low=0.001),
-        },
-        rho={name: Axis((0.1,), low=0.1, high=0.1) for name in study.rho},
-        seeds=study.seeds[:2],
-    )
+    return rehearsal.tiny(study, SmallCnn((4,), (4,)))
 
 
 def main() -> None:

@@ -3,12 +3,15 @@
 The base is searched over learning rate and decay at the epochs of the study, at twice
 as many and at half, and at further lengths while the best is the longest or shortest.
 A method is searched over rho at the base's best learning rate and decay, and from there
-over all three. In the end the base, at both lengths that gains are taken over, is given
-as many points as the method that was tried most. Stages alternate between the tasks, so
-that what was run when the time is up is the same for all.
+over all three. A point counts by its mean over the tuning seeds. In the end the base,
+at both lengths that gains are taken over, is given as many points as the method that
+was tried most. Stages alternate between the tasks, so that what was run when the time
+is up is the same for all.
 """
 
 from collections.abc import Callable
+
+import numpy as np
 
 from benchmarks.lib import baselines, statistics
 from benchmarks.lib.grids import Axis, Found, Point, search
@@ -30,7 +33,7 @@ class Choice:
         study = self.study
         stages = [self.of_base, self.of_logistic, self.of_neighbours]
         stages += [
-            lambda task, m=method: self.of_method(task, m) for method in study.rho
+            lambda task, m=method: self.of_method(task, m) for method in study.methods
         ]
         stages += [self.of_twice, self.of_fair_base, self.of_lengths]
         for stage in stages:
@@ -38,15 +41,20 @@ class Choice:
                 stage(task)
         return {
             "study": study.name,
-            "tuning_seed": study.tuning_seed,
+            "tuning_seeds": list(study.tuning_seeds),
             "tasks": {task: self.settings(task) for task in study.tasks},
         }
 
     # --- searches -------------------------------------------------------------------
 
     def values(self, task: str, method: str, epochs: int, points: list[dict]):
-        """The validation accuracy of each point."""
-        keys = [self.study.key(task, method, epochs, point) for point in points]
+        """The validation accuracy of each point, mean of the tuning seeds."""
+        seeds = self.study.tuning_seeds
+        keys = [
+            self.study.key(task, method, epochs, point, seed)
+            for point in points
+            for seed in seeds
+        ]
 
         def work(key):
             found = self.bench.work(key)
@@ -57,10 +65,11 @@ class Choice:
             return found
 
         self.store.run(keys, work)
-        return [self.store.find(key)["validation"] for key in keys]
+        found = [self.store.find(key)["validation"] for key in keys]
+        return np.reshape(found, (-1, len(seeds))).mean(1).round(4).tolist()
 
     def of_base(self, task: str) -> None:
-        self.search_base(task, self.study.epochs, self.study.base)
+        self.search_base(task, self.study.epochs, self.study.tasks[task].base)
 
     def search_base(self, task: str, epochs: int, axes, at_least: int = 0) -> None:
         def evaluate(points: list[Point]):
@@ -69,30 +78,33 @@ class Choice:
         self.base[task, epochs] = search(axes, evaluate, at_least)
 
     def of_method(self, task: str, method: str) -> None:
-        start = self.around(self.base[task, self.study.epochs])
-        axes = start | {"rho": self.study.rho[method]}
+        rho = self.study.tasks[task].rho
+        if method not in rho:
+            return
+        start = self.around(task, self.base[task, self.study.epochs])
+        axes = start | {"rho": rho[method]}
 
         def evaluate(points: list[Point]):
             return self.values(task, method, self.study.epochs, points)
 
         self.methods[task, method] = search(axes, evaluate)
 
-    def around(self, found: Found) -> dict[str, Axis]:
+    def around(self, task: str, found: Found) -> dict[str, Axis]:
         """The base's axes, with its best point alone to start at."""
         return {
             name: Axis((found.best[name],), axis.ratio, axis.low, axis.high)
-            for name, axis in self.study.base.items()
+            for name, axis in self.study.tasks[task].base.items()
         }
 
     def of_twice(self, task: str) -> None:
-        start = self.around(self.base[task, self.study.epochs])
+        start = self.around(task, self.base[task, self.study.epochs])
         self.search_base(task, 2 * self.study.epochs, start)
 
     def of_fair_base(self, task: str) -> None:
         most = max(len(f.tried) for (t, _), f in self.methods.items() if t == task)
         once, twice = self.study.epochs, 2 * self.study.epochs
-        start = self.around(self.base[task, once])
-        self.search_base(task, once, self.study.base, most)
+        start = self.around(task, self.base[task, once])
+        self.search_base(task, once, self.study.tasks[task].base, most)
         self.search_base(task, twice, start, most)
 
     def of_lengths(self, task: str) -> None:
@@ -100,7 +112,7 @@ class Choice:
         while more := self.missing_lengths(task):
             best = self.base[task, self.best_length(task)]
             for epochs in more:
-                self.search_base(task, epochs, self.around(best))
+                self.search_base(task, epochs, self.around(task, best))
 
     def lengths(self, task: str) -> list[int]:
         return sorted(epochs for t, epochs in self.base if t == task)
@@ -148,7 +160,8 @@ class Choice:
         }
         rows[CHOSEN] = self.row("base", best, task)
         rows[CHOSEN]["at_bound"] += ["epochs"] * self.length_at_bound(best)
-        rows |= {m: self.row(m, self.study.epochs, task) for m in self.study.rho}
+        names = self.study.tasks[task].rho
+        rows |= {m: self.row(m, self.study.epochs, task) for m in names}
         return {
             "rows": rows,
             "lengths": {e: self.base[task, e].value for e in self.lengths(task)},
@@ -158,7 +171,7 @@ class Choice:
                 if t == task
             },
             "sound": self.sound(task),
-            "nominated": max(self.study.rho, key=lambda m: rows[m]["validation"]),
+            "nominated": max(names, key=lambda m: rows[m]["validation"]),
         }
 
     def row(self, method: str, epochs: int, task: str) -> dict:
@@ -181,8 +194,8 @@ class Choice:
 
     def sound(self, task: str) -> bool:
         """Whether the tuned base beats both baselines by two standard errors."""
-        base = self.base[task, self.study.epochs].best
-        ours = self.right(task, "base", self.study.epochs, base)
+        best = self.best_length(task)
+        ours = self.right(task, "base", best, self.base[task, best].best)
         return all(
             statistics.beats(ours, self.right(task, name, 0, point))
             for (t, name), (point, _) in self.baselines.items()
@@ -190,6 +203,10 @@ class Choice:
         )
 
     def right(self, task: str, method: str, epochs: int, point: dict):
-        found = self.store.find(self.study.key(task, method, epochs, point))
-        count = len(self.bench.sets.validation.labels)
-        return unpacked(found["right"]["validation"], count)
+        """Of each validation image, the share of the tuning seeds that know it."""
+        study, count = self.study, len(self.bench.sets.validation.labels)
+        keys = [
+            study.key(task, method, epochs, point, seed) for seed in study.tuning_seeds
+        ]
+        found = [self.store.find(key)["right"]["validation"] for key in keys]
+        return np.mean([unpacked(text, count) for text in found], axis=0)

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import optax_sam
 from benchmarks.lib import methods
 from benchmarks.lib.fixed_sets import Examples
-from benchmarks.lib.training import jit, optimizer
+from benchmarks.lib.training import WARM_UP, jit, optimizer
 
 CHUNK = 1000  # images that are classified at a time
 
@@ -32,6 +33,12 @@ class Kind:
     batch: int = 128
     m: int = 32  # the images that climb together in m-SAM
     flips: bool = False
+    steps: int = 0  # where the program depends on them: see `of_length`
+
+    def of_length(self, steps: int) -> "Kind":
+        """For so many steps, which only a method that starts late has to know."""
+        late = self.method.startswith("last")
+        return dataclasses.replace(self, steps=steps) if late else self
 
 
 class Settings(NamedTuple):
@@ -102,8 +109,11 @@ def compiled(kind: Kind):
     def transformation(settings: Settings, steps, key):
         # A loop over sub-batches would make the convolutions slow.
         options = {"unroll": True} if kind.method == "m-SAM" else {}
-        setting = methods.Setting(settings.rho, key=key, m=kind.m, options=options)
-        behind = optimizer(kind, settings, steps)
+        schedule, start = late_start(kind, settings.lr)
+        setting = methods.Setting(
+            settings.rho, key=key, m=kind.m, start=start, options=options
+        )
+        behind = optimizer(kind, settings, steps, schedule)
         return methods.transformation(method, setting, behind)
 
     @functools.partial(jit, donate_argnums=(0, 1))
@@ -116,6 +126,15 @@ def compiled(kind: Kind):
         return methods.step(method, tx, losses)(params, state, batch)[:2]
 
     return jit(transformation(Settings(0.0, 0.0), 1, jax.random.key(0)).init), step
+
+
+def late_start(kind: Kind, lr):
+    """The schedule that anneals twice, and the step at which the second part begins;
+    (None, 0) of a method that climbs all along."""
+    if not kind.steps:
+        return None, 0
+    warm_up = round(WARM_UP * kind.steps)
+    return optax_sam.tail_schedule(lr, kind.steps, methods.TAIL, warm_up)
 
 
 def flipped(batch: Examples, key) -> Examples:

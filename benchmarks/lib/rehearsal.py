@@ -1,10 +1,13 @@
 """The path of a study on a few images, which spends none of what is to test it."""
 
+import dataclasses
 import functools
 import subprocess
 from pathlib import Path
 
 from benchmarks.lib.fixed_sets import Examples, Source
+from benchmarks.lib.grids import Axis
+from benchmarks.lib.study import Study
 
 POOL, VALIDATION, TEST, MORE = 600, 400, 400, 200
 CONFIG = (
@@ -13,6 +16,33 @@ CONFIG = (
     "commit.gpgsign=false",
 )
 AUTHOR = [word for one in CONFIG for word in ("-c", one)]
+
+
+def tiny(study: Study, model) -> Study:
+    """The same path in seconds: few images, a small network, no search to speak of."""
+    point = {"lr": Axis((0.1,), low=0.1, high=0.1), "decay": Axis((0.001,), low=0.001)}
+    tasks = {
+        name: dataclasses.replace(
+            task,
+            base=point,
+            rho={name: Axis((0.1,), low=0.1, high=0.1) for name in task.rho},
+        )
+        for name, task in study.tasks.items()
+    }
+    return dataclasses.replace(
+        study,
+        name=f"{study.name}_smoke",
+        source=source(study.source),
+        tasks=tasks,
+        model=model,
+        train=128,
+        batch=64,
+        epochs=1,
+        shortest=1,
+        longest=2,
+        tuning_seeds=study.tuning_seeds[:1],
+        seeds=study.seeds[:2],
+    )
 
 
 def source(real: Source) -> Source:

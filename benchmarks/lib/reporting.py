@@ -39,10 +39,10 @@ def check(study: Study, settings: dict) -> None:
             f"These settings were chosen for the study {settings['study']!r}, and this "
             f"is {study.name!r}: give --settings the file that its --tune wrote."
         )
-    if settings["tuning_seed"] in study.seeds:
+    if both := set(settings["tuning_seeds"]) & set(study.seeds):
         raise ValueError(
-            f"Seed {settings['tuning_seed']} chose the settings and is among those "
-            f"that report, {study.seeds}: report on seeds that chose nothing."
+            f"Seeds {sorted(both)} chose the settings and are among those that "
+            f"report, {study.seeds}: report on seeds that chose nothing."
         )
 
 
@@ -60,10 +60,11 @@ def head(study: Study, permit: Committed, bench: Bench) -> dict:
 def keys(head: dict) -> Iterator[Key]:
     """Row by row, so that a process compiles few programs; then tasks, then seeds."""
     tasks = {task: rows(of) for task, of in head["settings"]["tasks"].items()}
-    for name in next(iter(tasks.values())):
+    for name in dict.fromkeys(name for of_task in tasks.values() for name in of_task):
         for task, of_task in tasks.items():
-            for seed in head["seeds"]:
-                yield key(head, task, of_task[name], seed)
+            if name in of_task:
+                for seed in head["seeds"]:
+                    yield key(head, task, of_task[name], seed)
 
 
 def rows(of_task: dict) -> dict[str, dict]:

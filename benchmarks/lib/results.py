@@ -79,10 +79,12 @@ class Results:
     # --- gains ----------------------------------------------------------------------
 
     def over(self, task: str, row: str) -> dict[str, str]:
-        """The row of the base that each gain of a method is taken over."""
+        """The row of the base that each gain of a method is taken over; a method of
+        1.2 gradients a step is held against a base that has 2."""
         method = self.rows(task)[row]["method"]
         gradients = methods.BY_NAME[method].gradients
-        return {STEPS: BASE, GRADIENTS: OF_TIMES[gradients], LENGTH: CHOSEN}
+        enough = min(times for times in OF_TIMES if times >= gradients)
+        return {STEPS: BASE, GRADIENTS: OF_TIMES[enough], LENGTH: CHOSEN}
 
     @functools.cache  # noqa: B019 one object a process
     def gains(self, task: str, row: str) -> dict[str, Gain] | None:

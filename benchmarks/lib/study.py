@@ -1,4 +1,4 @@
-"""One study: tasks that differ by their wrong labels, and a row for each method.
+"""One study: tasks on the same images, and a row for each method.
 
 A key says which run it is; `Bench.tuning` and `Bench.reporting` make it. Tuning never
 sees a test image: those come with the committed settings only.
@@ -25,33 +25,50 @@ BASELINES = (baselines.NEIGHBOURS, baselines.LOGISTIC)
 
 
 @dataclasses.dataclass(frozen=True)
+class Task:
+    """The share of wrong labels, what the base is searched over, and for each method
+    its rho."""
+
+    noise: float
+    base: dict[str, Axis]  # lr, decay
+    rho: dict[str, Axis]
+    optimizer: str = "sgd"
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
-    """All that is fixed. `tasks` have a share of wrong labels, `rho` has the methods;
-    `shortest` and `longest` bound the epochs of the base."""
+    """All that is fixed; `shortest` and `longest` bound the epochs of the base."""
 
     name: str
     source: fixed_sets.Source
-    tasks: dict[str, float]
+    tasks: dict[str, Task]
     model: Any
     train: int
     epochs: int
     shortest: int
     longest: int
-    base: dict[str, Axis]  # lr, decay
-    rho: dict[str, Axis]
-    optimizer: str = "sgd"
     batch: int = 128
     m: int = 32
     flips: bool = False
-    tuning_seed: int = 100
+    tuning_seeds: tuple[int, ...] = (100,)
     seeds: tuple[int, ...] = tuple(range(1000, 1008))
 
-    def kind(self, method: str) -> loop.Kind:
-        return loop.Kind(
-            self.model, method, self.optimizer, self.batch, self.m, self.flips
+    @property
+    def methods(self) -> list[str]:
+        """Of all tasks, each once."""
+        return list(
+            dict.fromkeys(name for of in self.tasks.values() for name in of.rho)
         )
 
-    def key(self, task: str, method: str, epochs: int, settings: dict) -> Key:
+    def kind(self, task: str, method: str, epochs: int) -> loop.Kind:
+        optimizer = self.tasks[task].optimizer
+        kind = loop.Kind(self.model, method, optimizer, self.batch, self.m, self.flips)
+        steps = epochs * (self.train // self.batch)
+        return kind.of_length(steps)
+
+    def key(
+        self, task: str, method: str, epochs: int, settings: dict, seed: int
+    ) -> Key:
         """A tuning run; baselines have 0 epochs."""
         return {
             "study": self.name,
@@ -59,7 +76,7 @@ class Study:
             "method": method,
             "epochs": epochs,
             "settings": settings,
-            "seed": self.tuning_seed,
+            "seed": seed,
         }
 
 
@@ -74,7 +91,9 @@ class Bench:
 
     def _draw(self, task: str, seed: int) -> fixed_sets.Examples:
         study = self.study
-        drawn = fixed_sets.draw(self.sets.pool, study.train, study.tasks[task], seed)
+        drawn = fixed_sets.draw(
+            self.sets.pool, study.train, study.tasks[task].noise, seed
+        )
         return drawn.examples
 
     def work(self, key: Key) -> dict:
@@ -94,7 +113,7 @@ class Bench:
         study = self.study
         data = jax.device_put(self._training(key["task"], key["seed"]))
         settings = loop.Settings(**key["settings"])
-        kind = study.kind(key["method"])
+        kind = study.kind(key["task"], key["method"], key["epochs"])
         network = loop.train(kind, settings, key["epochs"], key["seed"], data)
         right = {
             name: loop.evaluate(study.model, network, part).right
