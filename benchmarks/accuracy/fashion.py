@@ -116,13 +116,9 @@ def smoke(study: Study, out: Path) -> None:
     except FileNotFoundError as error:
         tell(f"Skipped: {error}")
         return
-    path = out / f"{study.name}_settings" / SETTINGS.name
-    for name in (study.name, f"{study.name}_report"):
-        (out / f"{name}.json").unlink(missing_ok=True)
-    settings = Choice(Bench(study), Store(out / f"{study.name}.json"), tell).run()
-    write(path, rehearsal.all_sound(settings))
-    rehearsal.commit(path)
-    reporting.run(study, Committed(path), reported(study, out), tell)
+    (out / f"{study.name}_report.json").unlink(missing_ok=True)
+    permit = rehearsal.chosen(study, out, tell)
+    reporting.run(study, permit, reported(study, out), tell)
     show(study, out)
 
 

@@ -5,9 +5,13 @@ import functools
 import subprocess
 from pathlib import Path
 
+from benchmarks.lib import report
+from benchmarks.lib.blind import Committed
+from benchmarks.lib.choose import Choice
 from benchmarks.lib.fixed_sets import Examples, Source
 from benchmarks.lib.grids import Axis
-from benchmarks.lib.study import Study
+from benchmarks.lib.store import Store
+from benchmarks.lib.study import Bench, Study
 
 POOL, VALIDATION, TEST, MORE = 600, 400, 400, 200
 CONFIG = (
@@ -62,6 +66,18 @@ def few(real: Source) -> tuple[Examples, dict[str, Examples]]:
 def part(examples: Examples, indices) -> Examples:
     """At half the height and width."""
     return Examples(examples.images[indices, ::2, ::2], examples.labels[indices])
+
+
+def chosen(study: Study, folder: Path, tell=print) -> Committed:
+    """Settings of a tiny study, in a repository that `folder` is made to be."""
+    store = folder / f"{study.name}.json"
+    store.unlink(missing_ok=True)
+    settings = Choice(Bench(study), Store(store), tell).run()
+    path = folder / f"{study.name}_settings" / "settings.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report.write_json(path, all_sound(settings))
+    commit(path)
+    return Committed(path)
 
 
 def all_sound(settings: dict) -> dict:

@@ -4,7 +4,9 @@ A key holds the hash of the settings, so that runs of other settings are never m
 The file says beside its runs all that a table needs to be made of it.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.lib import report
 from benchmarks.lib.blind import Committed
@@ -13,23 +15,46 @@ from benchmarks.lib.study import Bench, Study
 
 
 def run(
-    study: Study, permit: Committed, store: Store, tell: Callable[[str], None] = print
+    study: Study,
+    permit: Committed,
+    store: Store,
+    tell: Callable[[str], None] = print,
+    threads: int = 1,
 ) -> None:
-    """All that is missing, row by row: a row counts when all of its seeds are there."""
+    """All that is missing, row by row: a row counts when all of its seeds are there.
+
+    Of the committed settings only the tasks and methods of `study` are run.
+    """
     check(study, permit.settings)
     bench = Bench(study, permit)
     store.describe(head(study, permit, bench))
+    missing = [one for one in keys(store.head) if store.find(one) is None]
+    number = itertools.count(1)
 
     def work(key: Key) -> dict:
         found = bench.work(key)
         del found["right"]["validation"]  # the table needs it of test images alone
         tell(
-            f"{key['task']}, {key['method']}, {key['epochs']} epochs, seed "
-            f"{key['seed']}: {found['test']:.2f} in {found['seconds']:.0f} s"
+            f"{next(number)}/{len(missing)} {key['task']}, {key['method']}, "
+            f"{key['epochs']} epochs, seed {key['seed']}: {found['test']:.2f} in "
+            f"{found['seconds']:.0f} s"
         )
         return found
 
-    store.run(keys(store.head), work)
+    together(threads, store, missing, work)
+
+
+def together(threads: int, store: Store, missing: list[Key], work) -> None:
+    """Some runs side by side: every second thread starts from the end, so that two of
+    them seldom compile the same program."""
+    with ThreadPoolExecutor(threads) as pool:
+        running = [
+            pool.submit(Store(store.path).run, missing[:: -1 if k % 2 else 1], work)
+            for k in range(threads)
+        ]
+    for one in running:
+        one.result()
+    store.read()
 
 
 def check(study: Study, settings: dict) -> None:
@@ -50,11 +75,22 @@ def head(study: Study, permit: Committed, bench: Bench) -> dict:
     return {
         "study": study.name,
         "settings_blob": permit.blob,
-        "settings": permit.settings,
+        "settings": part(permit.settings, study),
         "seeds": list(study.seeds),
         "images": {name: len(part.labels) for name, part in bench.tests.items()},
         **report.provenance(),
     }
+
+
+def part(settings: dict, study: Study) -> dict:
+    """The tasks and methods of the study; of the base all rows, and all baselines."""
+
+    def of_task(name: str) -> dict:
+        found, rho = settings["tasks"][name], study.tasks[name].rho
+        rows = {n: r for n, r in found["rows"].items() if r["method"] in ("base", *rho)}
+        return found | {"rows": rows}
+
+    return settings | {"tasks": {name: of_task(name) for name in study.tasks}}
 
 
 def keys(head: dict) -> Iterator[Key]:

@@ -1,4 +1,4 @@
-"""Tables and the picture of which_method.py, from what its JSON holds."""
+"""Tables and the picture of family.py, from what its JSON holds."""
 
 import itertools
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Which method to take: accuracy against cost, for every method of the family.
 
-Tasks A and B of label_noise.py with SGD: real images, 40 % of the training labels
+Tasks A and B of flatness.py with SGD: real images, 40 % of the training labels
 wrong. Every method gets its own grid of learning rate, decay and rho (LookSAM's alpha
 too), as many points as the base optimizer, LookSAM more. It is tuned on *validation*
 images of tuning seeds: all points on two seeds, the best three on eight more. What was
@@ -15,12 +15,12 @@ the gains gets a bootstrap interval, and "reached" is said only if its lower end
 above 0.9.
 
 All methods train for the same number of epochs. Under label noise a shorter training
-is a rival that costs less, so the base at its best length (from label_noise.py, where
+is a rival that costs less, so the base at its best length (from flatness.py, where
 it was searched more finely) is run as well. BatchNorm's averages are taken once, at
 the end, over all training images: methods without a clean pass have none along the way.
 Methods that skip gradients are not vmapped over seeds.
 
-Writes which_method.json and which_method.png. Finished runs are kept in the JSON: start
+Writes family.json and family.png. Finished runs are kept in the JSON: start
 it again, also with larger grids, and it goes on. 20 to 30 minutes on two idle cores.
 """
 
@@ -41,7 +41,7 @@ import numpy as np
 import optax
 
 import optax_sam
-from benchmarks.accuracy import label_noise, which_method_report
+from benchmarks.accuracy import family_report, flatness
 from benchmarks.lib import evaluation, methods, report, training
 from benchmarks.lib.data import Examples, Split, loaded
 from benchmarks.lib.networks import BATCH_NORM_MOMENTUM
@@ -77,7 +77,7 @@ class Point(NamedTuple):
 class Grid:
     """One task: learning rate and decay of the base and of the family; rho by method.
 
-    They lie around the points at which label_noise.py's base and SAM were the best.
+    They lie around the points at which flatness.py's base and SAM were the best.
     """
 
     task: Task
@@ -388,8 +388,8 @@ class Bench:
         ]
 
     def shorter(self, task: str) -> Cell:
-        """The base at the length that label_noise.py found for it."""
-        found = next(c for c in label_noise.COMPARISONS if c.task.name == task)
+        """The base at the length that flatness.py found for it."""
+        found = next(c for c in flatness.COMPARISONS if c.task.name == task)
         best = next(m for m in found.methods if m.role == "best")
         epochs = min(best.epochs, self.grids[task].epochs)
         return Cell(task, BEST_LENGTH, epochs, Point(*best.settings))
@@ -528,14 +528,14 @@ def alphas(bench: Bench) -> list[dict]:
 
 
 def main() -> None:
-    options = report.parse(report.parser(__doc__, "which_method.json"))
-    path = options.out / "which_method.json"
+    options = report.parse(report.parser(__doc__, "family.json"))
+    path = options.out / "family.json"
     console = report.console()
     if not options.redraw:
         measure(options, path)
     result = json.loads(path.read_text(encoding="utf-8"))
-    which_method_report.print_tables(result, console)
-    which_method_report.draw(result, path.with_suffix(".png"))
+    family_report.print_tables(result, console)
+    family_report.draw(result, path.with_suffix(".png"))
     console.print(f"Wrote {path} and its picture, .png")
 
 
