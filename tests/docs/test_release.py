@@ -10,7 +10,7 @@ import pytest
 
 import optax_sam
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 VERSION = optax_sam.__version__
 FILES = [ROOT / ".pre-commit-config.yaml", *sorted((ROOT / ".github").rglob("*.yml"))]
 
