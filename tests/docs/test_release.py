@@ -31,6 +31,22 @@ def test_versions_agree():
     assert re.search(r"^## (\S+)", text("CHANGELOG.md"), re.MULTILINE)[1] == VERSION
 
 
+def test_all_name_one_repository():
+    urls = tomllib.loads(text("pyproject.toml"))["project"]["urls"]
+    repository = urls.pop("Repository")
+    assert parsed(ROOT / "CITATION.cff")["repository-code"] == repository
+    assert f"url     = {{{repository}}}" in text("README.md")
+    assert f"  repository: {repository}\n" in text("mkdocs.yml")
+    assert all(url.startswith(repository + "/") for url in urls.values())
+
+
+def test_a_classifier_for_each_python_that_the_gate_tries():
+    found = tomllib.loads(text("pyproject.toml"))["project"]["classifiers"]
+    found = [x.removeprefix("Programming Language :: Python :: ") for x in found]
+    versions = [x for x in found if re.fullmatch(r"3\.\d+", x)]
+    assert f"for version in {' '.join(versions)}; do" in text(".ci/run")
+
+
 def test_the_types_are_shipped():
     assert (ROOT / "optax_sam" / "py.typed").exists()
 
