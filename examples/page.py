@@ -1,4 +1,4 @@
-"""Write docs/examples.md: what SAM changes in each example, and what came out.
+"""Write docs/examples.md: what SAM changes in each example, and the results.
 
 python examples/page.py          the page, from the files and results.json
 python examples/page.py --run    train all six first (ten minutes on two cores)

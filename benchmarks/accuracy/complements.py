@@ -258,7 +258,7 @@ def measure_all(plan: Plan, path: Path) -> None:
     )
 
 
-# --- what came out ------------------------------------------------------------------
+# --- results ------------------------------------------------------------------------
 
 
 def summary(result: dict) -> list[dict]:

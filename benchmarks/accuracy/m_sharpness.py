@@ -86,7 +86,7 @@ def train(optimizer: str, m: int, rho: float, epochs: int, seed: int, split) -> 
     }
 
 
-# --- what came out ------------------------------------------------------------------
+# --- results ------------------------------------------------------------------------
 
 
 def values(runs: list[dict], name: str, **which) -> np.ndarray:

@@ -283,7 +283,7 @@ def measure(options: argparse.Namespace) -> dict:
     }
 
 
-# --- what came out ------------------------------------------------------------------
+# --- results ------------------------------------------------------------------------
 
 
 def ratios(rows: dict) -> dict[str, dict]:

@@ -41,7 +41,7 @@ class Store:
             self._read_at = stamp
 
     def find(self, key: Key) -> dict | None:
-        """What came out of this run, if it is done."""
+        """The result of this run, if it is done."""
         run = self._runs.get(named(key))
         return run and run["found"]
 

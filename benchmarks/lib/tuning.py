@@ -182,7 +182,7 @@ def promising(plan: Plan, kept: Kept, cells: list[Cell]) -> list[Cell]:
     return [cell for cell in cells if cell in best]
 
 
-# --- what came out ------------------------------------------------------------------
+# --- results ------------------------------------------------------------------------
 
 
 def values(result: dict, cell: Cell, name: str, seeds) -> np.ndarray | None:

@@ -59,6 +59,22 @@ def take_apart(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Call:
+    """Split the NNX objects of a call into parameters, which are arguments, and state.
+
+    Args:
+      argnums: the positions that are differentiated.
+      filters: for each of these which variables of its object are.
+      args: positional arguments; NNX objects may stand anywhere in them.
+      kwargs: arguments by name, whose objects are never differentiated.
+
+    Returns:
+      The call on plain arrays: the parameters of a differentiated object stand in its
+      place, `None` in that of any other, and all other variables are in `state`.
+
+    Raises:
+      ValueError: a variable is shared, and only one of two filters selects it.
+      TypeError: nothing is selected.
+    """
     places = positions("argnums", argnums, len(args))
     by_place = dict(zip(places, filters, strict=True))
     paths, arguments = jax.tree_util.tree_flatten_with_path(

@@ -1,6 +1,6 @@
 """What stands in a chain with SAM: every row of docs/compatibility.md is a test here.
 
-    python tests/test_compatibility.py > docs/compatibility.md
+    PYTHONPATH=tests python tests/docs/test_compatibility.py > docs/compatibility.md
 
 writes the page. The oracle of most rows: SAM's gradient, computed by hand, given to
 the bare optimizer. Rows without control flow are not
@@ -26,7 +26,7 @@ from optax_sam import adaptive_ascent, sam, sharpness_aware, steepest_ascent
 
 pytestmark = pytest.mark.slow
 
-PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
+PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 RHO, STEPS, RATE = 0.5, 2, 0.1
 LONGER = {"contrib.adopt": 3, "rprop": 5}  # until the gradient is felt
 rng = np.random.default_rng(0)
@@ -906,8 +906,8 @@ def page():
     lines = [
         "# What works with what",
         "",
-        "Each line is a test in `tests/test_compatibility.py`, which also writes this "
-        "page.",
+        "Each line is a test in `tests/docs/test_compatibility.py`, which also writes "
+        "this page.",
         "",
         "- *works*: the numbers are those of the bare optimizer that is handed SAM's "
         "gradient.",

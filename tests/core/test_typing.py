@@ -11,7 +11,7 @@ import jax
 import pytest
 from test_imports import public_names
 
-PROJECT = Path(__file__).parent / "typing_project"
+PROJECT = Path(__file__).parents[1] / "typing_project"
 CACHE = "--cache-dir ../../.pytest_cache/mypy"
 MYPY = f"-m mypy --config-file mypy.ini {CACHE} trainer.py wrong.py".split()
 PYRIGHT = f"-m pyright --pythonpath {sys.executable} -p .".split()

@@ -19,7 +19,7 @@ import optax_sam
 from benchmarks.accuracy import half_precision
 from optax_sam import adaptive_ascent, asam, m_sam, sam, steepest_ascent
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RHO = 0.05
 HALF = pytest.mark.filterwarnings("ignore:.*half precision")
 rng = np.random.default_rng(0)

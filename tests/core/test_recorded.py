@@ -1,6 +1,6 @@
 """The library against what its version 0.1.0 computed: nothing may have moved.
 
-All rows: `pytest tests/test_recorded.py -m "slow or not slow"`.
+All rows: `pytest tests/core/test_recorded.py -m "slow or not slow"`.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Every method for who owns the loop: its state is carried, and aux comes back."""
+"""Every method in one's own training loop: its state is carried, aux comes back."""
 
 import jax
 import jax.numpy as jnp

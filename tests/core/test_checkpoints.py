@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
-SCRIPT = Path(__file__).parent / "crash_and_resume.py"
+SCRIPT = Path(__file__).parents[1] / "crash_and_resume.py"
 ROOT = SCRIPT.parent.parent
 
 

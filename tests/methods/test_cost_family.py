@@ -358,7 +358,7 @@ def test_the_rounds_of_the_random_generator_are_counted():
 
 # --- What benchmarks/ found ----------------------------------------------------------
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
 

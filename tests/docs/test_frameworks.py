@@ -20,7 +20,7 @@ from flax import nnx
 
 pytestmark = pytest.mark.slow
 
-PAGE = Path(__file__).parent.parent / "docs" / "frameworks.md"
+PAGE = Path(__file__).parents[2] / "docs" / "frameworks.md"
 RHO = 0.05  # as on the page, and so are the constants in `descend`
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import optax_sam
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 VERSION = optax_sam.__version__
 FILES = [ROOT / ".pre-commit-config.yaml", *sorted((ROOT / ".github").rglob("*.yml"))]
 
@@ -29,6 +29,22 @@ def test_versions_agree():
     assert project["tool"]["hatch"]["version"]["path"] == "optax_sam/__init__.py"
     assert parsed(ROOT / "CITATION.cff")["version"] == VERSION
     assert re.search(r"^## (\S+)", text("CHANGELOG.md"), re.MULTILINE)[1] == VERSION
+
+
+def test_all_name_one_repository():
+    urls = tomllib.loads(text("pyproject.toml"))["project"]["urls"]
+    repository = urls.pop("Repository")
+    assert parsed(ROOT / "CITATION.cff")["repository-code"] == repository
+    assert f"url     = {{{repository}}}" in text("README.md")
+    assert f"  repository: {repository}\n" in text("mkdocs.yml")
+    assert all(url.startswith(repository + "/") for url in urls.values())
+
+
+def test_a_classifier_for_each_python_that_the_gate_tries():
+    found = tomllib.loads(text("pyproject.toml"))["project"]["classifiers"]
+    found = [x.removeprefix("Programming Language :: Python :: ") for x in found]
+    versions = [x for x in found if re.fullmatch(r"3\.\d+", x)]
+    assert f"for version in {' '.join(versions)}; do" in text(".ci/run")
 
 
 def test_the_types_are_shipped():

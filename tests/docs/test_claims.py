@@ -1,6 +1,6 @@
 """docs/claims.md: every test and every result that it names exists, and says that.
 
-Some of its tables are written from results: `python tests/test_claims.py`.
+Some of its tables are written from results: `python tests/docs/test_claims.py`.
 """
 
 import itertools
@@ -9,7 +9,7 @@ import re
 import statistics
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "claims.md"
 MEASURED = {"agrees": "holds", "disagrees": "does not hold", "not run": "not run"}
 SIDE_BY_SIDE = ("complementary", "overlapping", "unclear")
@@ -21,7 +21,7 @@ def text():
 
 
 def test_named_tests_exist():
-    named = re.findall(r"\[test\]\(\.\./(tests/\w+\.py) \"(\w+)\"\)", text())
+    named = re.findall(r"\[test\]\(\.\./(tests/\w+/\w+\.py) \"(\w+)\"\)", text())
     assert len(named) > 10
     assert len(named) == text().count("[test]") == text().count("](../tests/")
     for file, name in named:
@@ -224,7 +224,7 @@ TABLES = {
 
 
 def test_tables_are_those_of_the_results():
-    assert text() == filled(text()), "run `python tests/test_claims.py`"
+    assert text() == filled(text()), "run `python tests/docs/test_claims.py`"
 
 
 if __name__ == "__main__":

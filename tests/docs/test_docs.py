@@ -12,7 +12,7 @@ import pytest
 
 import optax_sam
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 ALREADY_IMPORTED = {"faults.md": {"optax": optax, "optax_sam": optax_sam}}
 # In test_frameworks.py, test_nnx_on_a_pod.py and test_trainers.py.
 RUN_ELSEWHERE = {"frameworks.md", "nnx_on_a_pod.md", "trainers.md"}

@@ -89,7 +89,8 @@ def measured(topology):
         "TPU_SKIP_MDS_QUERY": "1",
         # Or two of them at once abort, one on the other's lock file.
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "PYTHONPATH": str(Path(__file__).parents[1]),  # benchmarks
+        # benchmarks, and problems.py
+        "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[2:0:-1])),
     }
     done = subprocess.run(
         [sys.executable, __file__, topology],

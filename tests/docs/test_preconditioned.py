@@ -137,7 +137,7 @@ def test_a_step_without_a_climb_counts_in_the_average():
 
 @pytest.fixture(scope="module")
 def page():
-    return pages.run(Path(__file__).parent.parent / "docs" / "recipes.md")
+    return pages.run(Path(__file__).parents[2] / "docs" / "recipes.md")
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 from test_processes import free_port
 
 slow = pytest.mark.slow
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "nnx_on_a_pod.md"
 FILE = re.compile(r"\s*# (\w+\.py)(, continued)?\n")
 OUTPUT = re.compile(r"^```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)

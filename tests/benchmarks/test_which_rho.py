@@ -9,7 +9,7 @@ import scipy.stats
 from benchmarks.accuracy import which_rho
 from benchmarks.lib import report
 
-PAGE = Path(__file__).parents[1] / "docs" / "which_rho.md"
+PAGE = Path(__file__).parents[2] / "docs" / "which_rho.md"
 RESULT = report.committed("which_rho.json")
 
 

@@ -44,7 +44,7 @@ def test_convolutions_inside_of_loops_and_conditions():
 def test_the_table_of_the_page_is_the_result_of_the_script():
     result = json.loads((report.RESULTS / "convolutions.json").read_text())
     assert [row["way"] for row in result["rows"]] == list(INSIDE)
-    page = Path(__file__).parents[1] / "docs" / "convolutions.md"
+    page = Path(__file__).parents[2] / "docs" / "convolutions.md"
     assert convolutions.markdown(result["rows"]) in page.read_text()
     assert convolutions.markdown_of_epochs(result["epochs"]) in page.read_text()
 

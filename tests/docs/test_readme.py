@@ -15,7 +15,7 @@ from table import PRODUCTS
 
 import optax_sam
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 LINES = 150
 

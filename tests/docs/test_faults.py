@@ -1,6 +1,6 @@
 """What a broken batch does, and does not do: every line of docs/faults.md is a test.
 
-    python tests/test_faults.py > docs/faults.md
+    PYTHONPATH=tests python tests/docs/test_faults.py > docs/faults.md
 
 writes the page.
 """
@@ -23,7 +23,7 @@ from table import flat
 import optax_sam
 from optax_sam import steepest_ascent
 
-PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
+PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 RHO, RATE, EXAMPLES, M = 0.1, 0.1, 8, 4
 rng = np.random.default_rng(0)
 PARAMS = {"w": np.float32([0.5, -1.0, 0.25]), "b": np.float32(0.1)}
@@ -377,8 +377,8 @@ def page():
         "# When something breaks",
         "",
         "SAM has a second place where a step can break, the climbed point. What then "
-        "happens, with the tests in `tests/test_faults.py` (which also writes this "
-        "page). The chain is",
+        "happens, with the tests in `tests/docs/test_faults.py` (which also writes "
+        "this page). The chain is",
         "",
         "```python",
         "tx = optax.chain(optax_sam.sam(rho=0.05), "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 EVIDENCE, COST = ROOT / "docs" / "evidence.md", ROOT / "docs" / "cost.md"
 

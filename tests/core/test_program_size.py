@@ -26,7 +26,7 @@ from benchmarks.cost.program import (
 from benchmarks.lib import report
 from benchmarks.lib.hlo import instructions
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 slow = pytest.mark.slow
 
 #: The largest program, in instructions of the optimized HLO over the base's.

@@ -22,7 +22,7 @@ from flax import nnx
 import optax_sam
 import optax_sam.nnx
 
-PAGE = Path(__file__).parent.parent / "docs" / "trainers.md"
+PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
 RHO = 0.05  # as on the page
 slow = pytest.mark.slow
 KERAS = (
