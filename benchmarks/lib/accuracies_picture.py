@@ -1,4 +1,4 @@
-"""One picture of a study: the test accuracy of every row, seeds as dots, on one axis."""
+"""One picture of a study: the test accuracy of every row on one axis, seeds as dots."""
 
 from pathlib import Path
 

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 RESAMPLED = 1000
+SHARES = 4_000  # intervals of several shares at once end far out
 LEVEL = 0.05
 CERTAIN, SUGGESTIVE, NONE = "gain", "suggestive", "no gain"
 LOSS = "loss"
@@ -108,3 +109,47 @@ def beats(ours: np.ndarray, theirs: np.ndarray, errors: float = 2) -> bool:
     images that both have seen."""
     difference = ours.astype(float) - theirs.astype(float)
     return bool(difference.mean() > errors * stats.sem(difference))
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The part of another gain that is kept, and its interval."""
+
+    of: float
+    low: float
+    high: float
+
+
+def share(
+    ours: np.ndarray,
+    whole: np.ndarray,
+    base: np.ndarray,
+    chance: float,
+    draws: int = SHARES,
+) -> Share | None:
+    """The gain of `ours` over that of `whole`, of per-image correctness, (seeds,
+    images) each; seeds and images are drawn again together, all three in one.
+
+    The interval leaves out `chance`, half on each side; it is wider than it has to be,
+    since what is drawn twice varies twice. None where the gain of `whole`
+    is below two standard errors: a share of nothing says nothing.
+    """
+    gained = gain(whole, base)
+    if gained.mean < 2 * gained.error:
+        return None
+    differences = [one.astype(np.float32) - base for one in (ours, whole)]
+    rng = np.random.default_rng(0)
+    means = np.concatenate(
+        [drawn_again(differences, 250, rng) for _ in range(draws // 250)], axis=1
+    )
+    low, high = np.quantile(means[0] / means[1], [chance / 2, 1 - chance / 2])
+    of = differences[0].mean() / differences[1].mean()
+    return Share(float(of), float(low), float(high))
+
+
+def drawn_again(differences: list[np.ndarray], count: int, rng) -> np.ndarray:
+    """Means over seeds and images that were drawn again, (differences, count)."""
+    seeds, images = differences[0].shape
+    of_seeds = rng.multinomial(seeds, [1 / seeds] * seeds, size=count) / seeds
+    of_images = rng.multinomial(images, [1 / images] * images, size=count) / images
+    return np.stack([((of_seeds @ one) * of_images).sum(1) for one in differences])

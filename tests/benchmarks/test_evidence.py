@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy import (
-    fine_tuning,
-    generalization,
-    flatness,
-    m_sharpness,
     family,
+    fine_tuning,
+    flatness,
+    generalization,
+    m_sharpness,
 )
 from benchmarks.lib import evaluation, report, training, tuning, tuning_report
 from benchmarks.lib.data import Examples, loaded

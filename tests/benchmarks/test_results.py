@@ -52,7 +52,7 @@ def head(**tasks):
         "settings_blob": "abc",
         "settings": {
             "study": "fashion",
-            "tuning_seed": 100,
+            "tuning_seeds": [100],
             "tasks": {task: settings_of() for task in TASKS} | tasks,
         },
         "seeds": SEEDS,
@@ -186,8 +186,8 @@ def test_errors_take_four_characters():
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"study": "other", "tuning_seed": 100}, "--settings"),
-        ({"study": "fashion", "tuning_seed": 1003}, "1003"),
+        ({"study": "other", "tuning_seeds": [100]}, "--settings"),
+        ({"study": "fashion", "tuning_seeds": [1003]}, "1003"),
     ],
 )
 def test_settings_of_another_study_or_of_a_seed_that_reports(settings, match):

@@ -1,0 +1,152 @@
+"""Table and picture of which_method.py: gain against cost, and the shares of SAM's."""
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from benchmarks.lib import methods, pictures, results, statistics
+from benchmarks.lib.results import Results
+from benchmarks.lib.results_table import accuracies, missing, notes, signed
+from benchmarks.lib.statistics import Share
+from benchmarks.lib.study import BASE
+
+COST_LIMIT, KEPT = 1.2, 0.9
+NOMINATED = 2
+TASKS = 3  # that have to agree: this one, and Fashion-MNIST with both kinds of labels
+COLOURS = {1: "#d55e00", 2: "#000000"}  # one gradient, two
+BETWEEN = "#0072b2"
+
+
+def nominated(found: Results, task: str) -> list[str]:
+    """Of the cheap methods those with the highest validation accuracy."""
+    rows = found.rows(task)
+    cheap = [name for name in found.methods(task) if cost(name) <= COST_LIMIT]
+    return sorted(cheap, key=lambda name: -rows[name]["validation"])[:NOMINATED]
+
+
+def cost(name: str) -> float:
+    return methods.BY_NAME[name].gradients
+
+
+def shares(found: Results, task: str) -> dict[str, Share | None]:
+    """Of both nominated methods, with intervals that hold for all tasks at once."""
+    names = nominated(found, task)
+    if not all(found.complete(task, name) for name in (BASE, "SAM", *names)):
+        return {}
+    base, sam = found.right(task, BASE), found.right(task, "SAM")
+    return {
+        name: statistics.share(
+            found.right(task, name), sam, base, statistics.LEVEL / (NOMINATED * TASKS)
+        )
+        for name in names
+    }
+
+
+# --- the table ----------------------------------------------------------------------
+
+
+def table(found: Results) -> str:
+    """Accuracies, gains in the order of their cost, and the answer."""
+    lines = [*accuracies(found)]
+    for task in found.tasks:
+        lines += gains(found, task)
+        lines += ["", *answers(found, task), ""]
+    for note in notes(found):
+        lines += textwrap.wrap(note, 80)
+    return "\n".join(lines)
+
+
+def gains(found: Results, task: str) -> Iterator[str]:
+    verdicts = found.verdicts()
+    yield (
+        f"{task + ', gain':20}{'gradients':>10}{'equal steps':>15}"
+        f"{'chosen length':>15}  verdict"
+    )
+    star = nominated(found, task)
+    for name in sorted(found.methods(task), key=lambda name: (cost(name), name)):
+        gains = found.gains(task, name)
+        label = f"{name}{' *' if name in star else ''}"
+        if gains is None:
+            yield f"{label:20}{cost(name):>10.2f}{missing(found, task, name):>15}"
+            continue
+        steps, length = (signed(gains[w]) for w in (results.STEPS, results.LENGTH))
+        yield (
+            f"{label:20}{cost(name):>10.2f}{steps:>15}{length:>15}"
+            f"  {verdicts[task, name].word}"
+        )
+    yield "* nominated on validation images"
+
+
+def answers(found: Results, task: str) -> Iterator[str]:
+    for name, share in shares(found, task).items():
+        yield f"{name}: {answer(share)}"
+
+
+def answer(share: Share | None) -> str:
+    """Reached only if the whole interval lies above."""
+    if share is None:
+        return "SAM's own gain is below two standard errors here: no share"
+    interval = f"{share.of:.2f} ({share.low:.2f} to {share.high:.2f}) of SAM's gain"
+    if share.low > KEPT:
+        return f"{interval}: {KEPT} reached"
+    return f"{interval}: {KEPT} {'not reached' if share.high < KEPT else 'not shown'}"
+
+
+# --- the picture --------------------------------------------------------------------
+
+
+def draw(found: Results, path: Path) -> None:
+    """A point at its true cost for each method, its name beside it."""
+    task = found.tasks[0]
+    names = [n for n in found.methods(task) if found.gains(task, n) is not None]
+    gains = {name: found.gains(task, name)[results.STEPS] for name in names}
+    figure, axes = pictures.new(4.6)
+    axes.axhline(0, color="#444444", lw=1.2)
+    for places in by_cost(names).values():
+        draw_column(axes, sorted(places, key=lambda n: gains[n].mean), gains)
+    axes.set_xlim(0.9, 2.45)
+    axes.set_xticks([1, 1.2, 1.5, 1.83, 2], ["1", "1.2", "1.5", "1.83", "2"])
+    axes.set_xlabel("gradients evaluated a step")
+    axes.set_ylabel(
+        "gain over SGD, points of test accuracy\n(bars: two standard errors)"
+    )
+    pictures.title(figure, claim(found, task))
+    pictures.save(figure, path)
+
+
+def by_cost(names: list[str]) -> dict[float, list[str]]:
+    found: dict[float, list[str]] = {}
+    for name in names:
+        found.setdefault(round(cost(name), 2), []).append(name)
+    return found
+
+
+def draw_column(axes: Axes, names: list[str], gains) -> None:
+    """Methods of one cost: names to the right, moved apart where they would meet."""
+    x = cost(names[0])
+    levels = apart([gains[name].mean for name in names], least=0.16)
+    for name, level in zip(names, levels, strict=True):
+        gain, colour = gains[name], COLOURS.get(x, BETWEEN)
+        axes.errorbar(x, gain.mean, 2 * gain.error, color=colour, lw=1, alpha=0.5)
+        axes.plot(x, gain.mean, "o", color=colour, ms=5, mec="white", mew=0.7)
+        axes.annotate(name, (x + 0.02, level), va="center", fontsize=8.5, color=colour)
+
+
+def apart(levels: list[float], least: float) -> np.ndarray:
+    """Ascending levels moved until no two are nearer than `least`."""
+    levels = np.array(levels, float)
+    for _ in range(500):
+        for i in range(len(levels) - 1):
+            lack = least - (levels[i + 1] - levels[i])
+            if lack > 1e-9:
+                levels[i] -= lack / 2
+                levels[i + 1] += lack / 2
+    return levels
+
+
+def claim(found: Results, task: str) -> str:
+    lines = [f"{name}: {answer(share)}" for name, share in shares(found, task).items()]
+    return "\n".join(lines) or "Not all runs are there"
