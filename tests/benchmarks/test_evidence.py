@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy import (
-    family,
     fine_tuning,
-    flatness,
     generalization,
+    label_noise,
     m_sharpness,
+    which_method,
 )
 from benchmarks.lib import evaluation, report, training, tuning, tuning_report
 from benchmarks.lib.data import Examples, loaded
@@ -276,10 +276,10 @@ def of_tuned(name, work, methods):
     return recorded, lambda seed: work(Cell(**cell), seed)["test"]
 
 
-def of_flatness():
-    comparisons = result("flatness")["comparisons"]
+def of_label_noise():
+    comparisons = result("label_noise")["comparisons"]
     reported = next(c for c in comparisons if c["task"] == MNIST.name)
-    row = flatness.with_role(reported["methods"], "best")
+    row = label_noise.with_role(reported["methods"], "best")
     kind = Kind(row["optimizer"], row["ascent"], row["microbatch"])
     settings = Settings(row["lr"], row["decay"], row["rho"])
 
@@ -308,12 +308,12 @@ def accuracy_of(kind, settings, epochs, seed):
     return 100 * float(evaluation.accuracy(MNIST)(network, split.test))
 
 
-def of_family():
-    bench = family.Bench(family.GRIDS, [], (), None)
+def of_which_method():
+    bench = which_method.Bench(which_method.GRIDS, [], (), None)
     cell = bench.shorter(MNIST.name)
     row = next(
         row
-        for row in result("family")["runs"]
+        for row in result("which_method")["runs"]
         if (row["task"], row["method"]) == (cell.task, cell.method)
     )
     recorded = dict(zip(row["seeds"], row["test"], strict=True))
@@ -321,9 +321,9 @@ def of_family():
 
 
 RERUNS = {
-    "flatness": of_flatness,
+    "label_noise": of_label_noise,
     "m_sharpness": of_m_sharpness,
-    "family": of_family,
+    "which_method": of_which_method,
     "generalization": lambda: of_tuned(
         "generalization",
         generalization.work(generalization.BENCHES),

@@ -59,21 +59,21 @@ def result(name):
 
 
 def shares():
-    for method in result("family")["methods"]:
+    for method in result("which_method")["methods"]:
         low, high = method["share_interval"]
         yield f"{100 * method['share']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def with_errors():
     """All differences with their standard errors, as they would be written here."""
-    methods = result("family")["methods"]
+    methods = result("which_method")["methods"]
     pairs = [m[k] for m in methods for k in ("gain", "gain_over_best_length")]
     pairs += [row["gain"] for row in result("m_sharpness")["summary"] if row["gain"]]
     return {f"{mean:+.2f} ± {error:.2f}" for mean, error in [*pairs, *differences()]}
 
 
 def runs():
-    comparisons = result("flatness")["comparisons"]
+    comparisons = result("label_noise")["comparisons"]
     return [[method["runs"] for method in one["methods"]] for one in comparisons]
 
 
@@ -116,14 +116,14 @@ def test_sharpnesses_are_those_of_the_results():
 
 def test_the_base_has_most_of_the_accuracy():
     """What a share of the accuracy would say of doing nothing."""
-    of = {(m["task"], m["method"]): m for m in result("family")["methods"]}
+    of = {(m["task"], m["method"]): m for m in result("which_method")["methods"]}
     for task, percent in (("digits", "95 %"), ("mnist", "97 %")):
         base, sam = (of[task, name]["test_accuracy"][0] for name in ("base", "SAM"))
         assert f"{100 * base / sam:.0f} %" == percent
 
 
 def test_the_range_of_rho_is_that_of_the_results():
-    methods = result("family")["methods"]
+    methods = result("which_method")["methods"]
     rhos = sorted(method["rho"] for method in methods if method["rho"])
     assert f"anything from {rhos[0]:g} to {rhos[-1]:g}" in text()
     best = {m["rho"] for m in methods if m["method"] == "SAM"}

@@ -55,7 +55,7 @@ def test_every_mean_and_error_is_in_a_result(page, least):
 def label_noise(task, role):
     (found,) = (
         method
-        for comparison in result("flatness")["comparisons"][:2]
+        for comparison in result("label_noise")["comparisons"][:2]
         for method in comparison["methods"]
         if (comparison["task"], method["role"]) == (task, role)
     )
@@ -75,10 +75,10 @@ def written(pair, sign=""):
     return f"{pair[0]:{sign}.2f} ± {pair[1]:.2f}"
 
 
-def family(task, method):
+def which_method(task, method):
     (found,) = (
         m
-        for m in result("family")["methods"]
+        for m in result("which_method")["methods"]
         if (m["task"], m["method"]) == (task, method)
     )
     return found["gain"]
@@ -98,7 +98,7 @@ def test_the_headline_is_that_of_the_json():
 
 def test_the_readmes_results_are_those_of_their_jsons():
     momentum, sam = (
-        written(family("digits", name), "+") for name in ("momentum SAM", "SAM")
+        written(which_method("digits", name), "+") for name in ("momentum SAM", "SAM")
     )
     page = flat(README)
     assert f"`momentum_sam` gained {momentum} points on digits" in page
@@ -131,9 +131,9 @@ def test_gains_on_other_tasks_are_those_of_the_json():
 # --- Every method -------------------------------------------------------------------
 
 
-def family_rows():
+def which_method_rows():
     """What each method kept of SAM's gain, as a row of the table."""
-    methods = result("family")["methods"]
+    methods = result("which_method")["methods"]
     of = {(m["task"], m["method"]): m for m in methods}
 
     def cells(m):
@@ -146,11 +146,11 @@ def family_rows():
     return {n: f"| {cells(of['digits', n])} | {cells(of['mnist', n])} |" for n in names}
 
 
-def test_figures_of_family_are_those_of_its_json():
+def test_figures_of_which_method_are_those_of_its_json():
     rows = rows_of(EVIDENCE, r"^\| .*? (\| [+-][\d.]+ ± .*\|)$")
     shown = [row for row in rows if row.count("%") == 2]
     assert len(shown) > 8
-    assert set(shown) <= set(family_rows().values())
+    assert set(shown) <= set(which_method_rows().values())
 
 
 # --- What a step costs --------------------------------------------------------------
