@@ -9,8 +9,8 @@ Two tasks, with images that come inside packages, so that nothing is downloaded:
 Training, validation and test images, the wrong labels and the initial weights are drawn
 anew for each seed. Settings were tuned on validation images of other seeds. Accuracy is
 that of the last epoch on test images, whose labels are clean. Prints a table for each
-task and writes label_noise.json, with every run, and label_noise.png. Takes two to
-three minutes on two cores.
+task and writes label_noise.json, with every run, and two pictures. Takes two to three
+minutes on two cores.
 """
 
 import argparse
@@ -19,17 +19,15 @@ import json
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.accuracy import label_noise_picture
 from benchmarks.lib import evaluation, report, training
 from benchmarks.lib.data import Split
 from benchmarks.lib.tasks import DIGITS, MNIST, Task
@@ -341,128 +339,6 @@ def table(task: str, comparisons: list[dict], seeds: int) -> Table:
     return grid
 
 
-# --- the picture --------------------------------------------------------------------
-
-
-def draw(result: dict, path: Path) -> None:
-    """A row for each comparison: accuracy, landscape, training curves."""
-    report.picture_style()
-    comparisons = result["comparisons"]
-    heights = [2.1 + 0.34 * len(c["methods"]) for c in comparisons]
-    figure = plt.figure(figsize=(13, sum(heights)), layout="constrained")
-    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)
-    panels: dict[str, list[np.ndarray]] = {}
-    for part, comparison in zip(parts[:, 0], comparisons, strict=True):
-        part.suptitle(comparison["title"], x=0.01, ha="left", weight="bold", size=14)
-        axes = part.subplots(1, 3, width_ratios=(1, 1, 1))
-        draw_accuracy(axes[0], comparison["methods"])
-        draw_landscape(axes[1], comparison["methods"], result["landscape_distances"])
-        draw_curves(axes[2], comparison["methods"])
-        panels.setdefault(comparison["task"], []).append(axes)
-    for same_task in panels.values():
-        left, middle, right = zip(*same_task, strict=True)
-        report.same_limits(left, "x")
-        report.same_limits(middle, "y")
-        report.same_limits(right, "y")
-    figure.savefig(path)
-    plt.close(figure)
-
-
-def draw_accuracy(axes: Axes, rows: list[dict]) -> None:
-    """Every seed a dot, the mean with its standard error on top and in figures."""
-    base = with_role(rows, "base")
-    axes.axvline(base["summary"]["test_accuracy"][0], color="#bbbbbb", ls=(0, (2, 2)))
-    for place, row in enumerate(rows):
-        colour = report.STYLES[row["role"]]["color"]
-        values = of_runs(row, "test_accuracy")
-        mean, error = row["summary"]["test_accuracy"]
-        spread = place + 0.22 * np.linspace(-1, 1, len(values))
-        axes.plot(values, spread, "o", color=colour, ms=4, alpha=0.35, mew=0)
-        axes.errorbar(mean, place, xerr=error, color=colour, lw=2.5, zorder=3)
-        axes.plot(mean, place, "D", color=colour, ms=7, mec="white", zorder=4)
-        axes.annotate(
-            report.plus_minus((mean, error), 1),
-            (1.02, place),
-            xycoords=("axes fraction", "data"),
-            ha="left",
-            va="center",
-            color=colour,
-        )
-    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    for label, row in zip(axes.get_yticklabels(), rows, strict=True):
-        label.set_color(report.STYLES[row["role"]]["color"])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(False, axis="y")
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel("test accuracy, %")
-    axes.set_title(accuracy_claim(rows))
-
-
-def accuracy_claim(rows: list[dict]) -> str:
-    top = max(rows, key=lambda row: row["summary"]["test_accuracy"][0])
-    best = with_role(rows, "best")
-    numbers = top["summary"]["gain_over_best_length"]
-    if numbers is None:
-        return f"Nothing beats {top['name']}"
-    gained = report.plus_minus(numbers, 1, "+")
-    return f"{short(top)}: {gained} points over\n{best['name']}"
-
-
-def short(row: dict) -> str:
-    """The name without that of the optimizer, which the title of the row has."""
-    return row["name"].removeprefix("AdamW, ")
-
-
-def draw_landscape(axes: Axes, rows: list[dict], distances: list[float]) -> None:
-    """The held-out loss along random directions: median and middle 80 %."""
-    for row in rows:
-        style = report.STYLES[row["role"]]
-        losses = np.concatenate([run["landscape"] for run in row["runs"]])
-        low, median, high = np.percentile(losses, [10, 50, 90], axis=0)
-        axes.fill_between(distances, low, high, color=style["color"], alpha=0.1, lw=0)
-        axes.plot(distances, median, **style)
-    axes.set_xlabel("distance along filter-normalized directions")
-    axes.set_ylabel("held-out loss")
-    axes.set_title(flatness_claim(rows))
-
-
-def flatness_claim(rows: list[dict]) -> str:
-    """Says "flatter" only where the rise is smaller by two standard errors or more."""
-    base = with_role(rows, "base")
-    sharpness_aware = [row for row in rows if row["ascent"] and row["rho"] > 0]
-    top = min(sharpness_aware, key=lambda row: row["summary"]["rise"][0])
-    difference, error = top["summary"]["rise_over_base"]
-    ours, theirs = top["summary"]["rise"][0], base["summary"]["rise"][0]
-    verdict = "not flatter"
-    if error is not None and difference < -2 * error:
-        verdict = f"{1 - ours / theirs:.0%} flatter"
-    rises = f"the loss rises by {ours:.2f}, not {theirs:.2f}"
-    return f"{short(top)} is {verdict} than {base['name']}:\n{rises}"
-
-
-def draw_curves(axes: Axes, rows: list[dict]) -> None:
-    """Test accuracy along training, against the gradients it took."""
-    for row in rows:
-        curves = np.array([run["test_accuracy_curve"] for run in row["runs"]])
-        cost = row["gradients_per_step"] * np.array(row["curve_epochs"])
-        axes.plot(cost, curves.mean(0), label=row["name"], **report.STYLES[row["role"]])
-    # The first epochs are alike; leave the room to the last ones, and to the legend.
-    lowest = min(row["summary"]["test_accuracy"][0] for row in rows)
-    axes.set_ylim(bottom=lowest - 37)
-    axes.set_xlabel("gradients evaluated, in epochs")
-    axes.set_ylabel("test accuracy, %")
-    axes.set_title("test accuracy along training,\nmean of the seeds")
-    axes.legend(
-        loc="lower right",
-        fontsize=9,
-        frameon=False,
-        labelspacing=0.2,
-        handlelength=1.5,
-        borderaxespad=0,
-    )
-
-
 # --- options ------------------------------------------------------------------------
 
 
@@ -478,9 +354,9 @@ def main() -> None:
     # Tables and picture are of what the file holds.
     result = json.loads(path.read_text(encoding="utf-8"))
     print_tables(result, console)
-    draw(result, path.with_suffix(".png"))
+    label_noise_picture.draw(result, path.with_suffix(".png"))
     console.print(f"{result['seconds']:.0f} s. Wrote {path}, which has more measures,")
-    console.print("and its picture, .png")
+    console.print("and its pictures, .png")
 
 
 def tiny(comparison: Comparison) -> Comparison:

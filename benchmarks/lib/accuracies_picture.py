@@ -1,7 +1,9 @@
 """One picture of a study: the test accuracy of every row on one axis, seeds as dots."""
 
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks.lib import pictures, report, statistics
@@ -14,36 +16,70 @@ GREY = "#555555"
 UNLIKE = 0.16  # of a row, up and down, so that equal accuracies are told apart
 
 
-def draw(found: Results, path: Path) -> None:
-    """Best above, within each task; the baselines, which are the same, once."""
-    lines = [line for task in found.tasks for line in of_task(found, task)]
-    first = found.tasks[0]
-    lines += [(name, first, name, GREY) for name in BASELINES]
-    lines = [line for line in lines if found.complete(*line[1:3])]
+class Line(NamedTuple):
+    """One row of the picture: test accuracy in percent, a value for each seed."""
+
+    label: str
+    values: np.ndarray
+    colour: str
+
+
+def chart(lines: list[Line], claim: str, path: Path) -> None:
+    """All rows, from the top down."""
     figure, axes = pictures.new(1.25 + ROW * len(lines))
-    for place, (_, task, row, colour) in enumerate(lines):
-        draw_row(axes, place, 100 * found.right(task, row).mean(1), colour)
-    axes.set_yticks(range(len(lines)), [name for name, *_ in lines])
-    for label, (*_, colour) in zip(axes.get_yticklabels(), lines, strict=True):
-        label.set_color(colour)
+    for place, line in enumerate(lines):
+        draw_line(axes, place, line)
+    axes.set_yticks(range(len(lines)), [line.label for line in lines])
+    for label, line in zip(axes.get_yticklabels(), lines, strict=True):
+        label.set_color(line.colour)
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
     axes.spines["left"].set_visible(False)
-    count = len(found.head["seeds"])
+    count = len(lines[0].values)
     axes.set_xlabel(
         f"test accuracy, %: {count} seeds as dots, mean with two standard errors"
     )
-    pictures.title(figure, claim(found))
+    pictures.title(figure, claim)
     pictures.save(figure, path)
 
 
-def of_task(found: Results, task: str):
-    """(label, task, row, colour) of the networks, by their mean."""
+def draw_line(axes: Axes, place: int, line: Line) -> None:
+    colour, values = line.colour, line.values
+    heights = [place + UNLIKE * (1 - 2 * (k % 2)) for k in range(len(values))]
+    axes.plot(values, heights, "o", color=colour, ms=3.5, alpha=0.3, mew=0)
+    mean, error = statistics.mean_and_error(values)
+    axes.errorbar(mean, place, xerr=2 * error, color=colour, lw=2, zorder=3)
+    axes.plot(mean, place, "D", color=colour, ms=5.5, mec="white", mew=0.8, zorder=4)
+
+
+# --- of a study ---------------------------------------------------------------------
+
+
+def draw(found: Results, path: Path) -> None:
+    """Best above, within each task; the baselines, which are the same, once."""
+    lines = [line for task in found.tasks for line in of_task(found, task)]
+    if not lines:
+        return
+    first = found.tasks[0]
+    done = [name for name in BASELINES if found.complete(first, name)]
+    lines += [Line(name, percent(found, first, name), GREY) for name in done]
+    chart(lines, claim(found), path)
+
+
+def of_task(found: Results, task: str) -> list[Line]:
+    """The networks, by their mean."""
     rows = [row for row in found.rows(task) if row not in BASELINES]
-    rows = [row for row in rows if found.complete(task, row)]
-    for row in sorted(rows, key=lambda row: -found.mean(task, row, "test")):
-        yield named(found, task, row), task, row, colour_of(row)
+    lines = [
+        Line(named(found, task, row), percent(found, task, row), colour_of(row))
+        for row in rows
+        if found.complete(task, row)
+    ]
+    return sorted(lines, key=lambda line: -line.values.mean())
+
+
+def percent(found: Results, task: str, row: str) -> np.ndarray:
+    return 100 * found.right(task, row).mean(1)
 
 
 def named(found: Results, task: str, row: str) -> str:
@@ -58,16 +94,6 @@ def colour_of(row: str) -> str:
     return report.STYLES.get(black.get(row, row), {"color": GREY})["color"]
 
 
-def draw_row(axes: Axes, place: int, values, colour: str) -> None:
-    up = [UNLIKE * (1 - 2 * (k % 2)) for k in range(len(values))]
-    axes.plot(
-        values, [place + one for one in up], "o", color=colour, ms=3.5, alpha=0.3, mew=0
-    )
-    mean, error = statistics.mean_and_error(values)
-    axes.errorbar(mean, place, xerr=2 * error, color=colour, lw=2, zorder=3)
-    axes.plot(mean, place, "D", color=colour, ms=5.5, mec="white", mew=0.8, zorder=4)
-
-
 def claim(found: Results) -> str:
     """Of the method that was nominated on validation images: its smallest gain."""
     task = found.tasks[0]
@@ -75,10 +101,11 @@ def claim(found: Results) -> str:
     verdict = found.verdicts().get((task, nominated))
     if verdict is None:
         return f"{nominated}: not all of its runs are there"
-    against = min(found.gains(task, nominated).items(), key=lambda pair: pair[1].mean)
+    gains = found.gains(task, nominated)
+    against = min(gains, key=lambda name: gains[name].mean)
     return (
         f"{nominated}, chosen on validation images: {points(verdict.gain)} points over "
-        f"{task} ({against[0]})"
+        f"{task} ({against})"
     )
 
 

@@ -11,9 +11,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -200,39 +198,3 @@ def rounded(tree):
     if isinstance(tree, float | np.floating):
         return float(f"{tree:.5g}") if np.isfinite(tree) else None
     return tree
-
-
-# --- pictures -----------------------------------------------------------------------
-
-
-def picture_style() -> None:
-    """Sizes that stay readable when a README shows the picture at half its width."""
-    matplotlib.use("Agg")
-    matplotlib.rcParams.update(
-        {
-            "figure.facecolor": "white",
-            "savefig.dpi": 150,
-            "font.size": 12,
-            "axes.titlesize": 12.5,
-            "axes.titlelocation": "left",
-            "axes.titlepad": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.edgecolor": "#888888",
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": "#e6e6e6",
-            "xtick.color": "#444444",
-            "ytick.color": "#444444",
-            "lines.linewidth": 2,
-            "lines.solid_capstyle": "round",
-        }
-    )
-
-
-def same_limits(axes: Iterable[Axes], which: str) -> None:
-    """One scale for panels that are to be compared."""
-    axes = list(axes)
-    limits = np.array([getattr(one, f"get_{which}lim")() for one in axes])
-    for one in axes:
-        one.set(**{f"{which}lim": (limits.min(), limits.max())})

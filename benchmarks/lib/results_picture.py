@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
 
-from benchmarks.lib import report, results
+from benchmarks.lib import pictures, report, results
 from benchmarks.lib.results import Results
 
 OTHER = "#d55e00"  # of a method that has no colour yet
@@ -15,19 +14,17 @@ MARKS = {results.STEPS: ("o", 0.17), results.GRADIENTS: ("D", -0.17)}  # and the
 
 def draw(found: Results, path: Path) -> None:
     """A panel a task; nothing where nothing can be shown."""
-    report.picture_style()
     tasks = found.tasks
-    figure, axes = plt.subplots(
-        1, max(len(tasks), 1), figsize=(8, 4), layout="constrained", squeeze=False
-    )
+    figure, axes = pictures.new(3.6, 1, max(len(tasks), 1), squeeze=False)
     for task, one in zip(tasks, axes[0], strict=False):
         panel(one, found, task)
     for one in axes[0, 1:]:
         one.tick_params(labelleft=False)
-    figure.supxlabel("gain over the base, points of test accuracy", fontsize=12)
-    figure.legend(handles=legend(), loc="outside upper center", ncols=3, frameon=False)
-    figure.savefig(path)
-    plt.close(figure)
+    figure.supxlabel(
+        "gain over the base, points of test accuracy; two standard errors", fontsize=10
+    )
+    figure.legend(handles=legend(), loc="outside upper center", ncols=3, fontsize=9)
+    pictures.save(figure, path)
 
 
 def panel(axes, found: Results, task: str) -> None:
