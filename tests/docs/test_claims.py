@@ -9,6 +9,9 @@ import re
 import statistics
 from pathlib import Path
 
+from benchmarks.lib.results import Results
+from benchmarks.lib.store import Store
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "claims.md"
 MEASURED = {"agrees": "holds", "disagrees": "does not hold", "not run": "not run"}
@@ -69,6 +72,9 @@ def with_errors():
     methods = result("which_method")["methods"]
     pairs = [m[k] for m in methods for k in ("gain", "gain_over_best_length")]
     pairs += [row["gain"] for row in result("m_sharpness")["summary"] if row["gain"]]
+    study = Results(Store(ROOT / "benchmarks" / "results" / "mnist_5k_report.json"))
+    for method in study.methods("SGD"):
+        pairs += [(g.mean, g.error) for g in study.gains("SGD", method).values()]
     return {f"{mean:+.2f} ± {error:.2f}" for mean, error in [*pairs, *differences()]}
 
 
