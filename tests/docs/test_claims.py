@@ -1,20 +1,19 @@
 """docs/claims.md: every test and every result that it names exists, and says that.
 
-Some of its tables are written from results: `python tests/docs/test_claims.py`.
+`docs/write_claims.py` writes some of its tables from results.
 """
 
 import itertools
-import json
 import re
 import statistics
 from pathlib import Path
 
+from write_claims import MEASURED, PAGE, TABLE, filled, result
+
 from benchmarks.lib.results import Results
 from benchmarks.lib.store import Store
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "claims.md"
-MEASURED = {"agrees": "holds", "disagrees": "does not hold", "not run": "not run"}
+ROOT = PAGE.parents[1]
 SIDE_BY_SIDE = ("complementary", "overlapping", "unclear")
 VERDICTS = (*MEASURED.values(), *SIDE_BY_SIDE, "cannot be tested here")
 
@@ -54,11 +53,6 @@ def test_every_row_has_a_verdict_and_a_reference():
 
 
 # --- Every number of our own is that of a result -------------------------------------
-
-
-def result(name):
-    path = ROOT / "benchmarks" / "results" / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def shares():
@@ -139,99 +133,6 @@ def test_the_range_of_rho_is_that_of_the_results():
 
 # --- Tables that are written from results --------------------------------------------
 
-TABLE = r"(<!-- (\w+) -->\n)(.*?)(<!-- / -->)"
-
-
-def filled(page):
-    """The page with its tables as their results have them."""
-
-    def table(found):
-        name = found[2]
-        link = f"[{name}.json](../benchmarks/results/{name}.json)"
-        lines = "".join(TABLES[name](result(name), link))
-        return found[1] + (HEADER + lines if lines else "Not run.\n") + found[4]
-
-    return re.sub(TABLE, table, page, flags=re.DOTALL)
-
-
-HEADER = "| verdict | claim | evidence |\n|---|---|---|\n"
-
-
-def line(verdict, claim, reference, evidence):
-    return f"| {verdict} | {claim}<br>*{reference}* | {evidence} |\n"
-
-
-def measured(pair, sign="", digits=2):
-    mean, error = pair
-    return f"{mean:{sign}.{digits}f} ± {error:.{digits}f}"
-
-
-def paper_rows(result, link):
-    reference = ""
-    for row in result.get("claims", []):
-        claim = row["paper"].removesuffix(".")
-        if cited := re.search(r" \(([^()]*\d{4}[^()]*)\)$", claim):
-            claim, reference = claim.removesuffix(cited[0]), cited[1]
-        looked_at = row["what"]
-        if "difference" in row:
-            digits = 3 if abs(row["first"][0]) < 1 else 2  # cosines, or per cent
-            first, second = (measured(row[k], "", digits) for k in ("first", "second"))
-            apart = measured(row["difference"], "+", digits)
-            looked_at += f": {first} and {second}, difference {apart}"
-        verdict = MEASURED.get(row["verdict"], f"unclear: {row['verdict']}")
-        yield line(verdict, claim, reference, f"{looked_at}: {link}")
-
-
-def gains(result, link):
-    """A row for each task, of SAM alone."""
-    names = {
-        "gain": "over the base",
-        "gain_over_2x_epochs": "over twice the epochs",
-        "gain_over_best_length": "over its best length",
-    }
-    for row in result.get("summary", []):
-        if row["method"] != "SAM" or "gain" not in row:
-            continue
-        known = {names[k]: row[k] for k in names if row[k]}
-        numbers = ", ".join(f"{measured(pair, '+')} {k}" for k, pair in known.items())
-        claim, evidence = f"SAM gains: {row['task']}", f"{numbers}: {link}"
-        yield line(word(known), claim, "Foret et al. 2021", evidence)
-
-
-def word(differences):
-    sizes = [mean / error for mean, error in differences.values()]
-    if min(sizes) < -2:
-        return "does not hold"
-    sure = [size > 2 for size in sizes]
-    return "holds" if all(sure) else "holds in part" if any(sure) else "unclear"
-
-
-def regularizers(result, link):
-    names = {
-        "gain_of_sam": "SAM",
-        "gain_of_technique": "the technique",
-        "gain_of_both": "both",
-        "interaction": "interaction",
-    }
-    for row in result.get("summary", []):
-        known = [(name, row[key]) for key, name in names.items() if key in row]
-        numbers = ", ".join(f"{name} {measured(pair, '+')}" for name, pair in known)
-        claim, evidence = f"SAM and {row['technique']}", numbers or "no runs"
-        said = "often said, rarely measured"
-        yield line(row["verdict"], claim, said, f"{evidence}: {link}")
-
-
-TABLES = {
-    "paper_figures": paper_rows,
-    "generalization": gains,
-    "fine_tuning": gains,
-    "complements": regularizers,
-}
-
 
 def test_tables_are_those_of_the_results():
-    assert text() == filled(text()), "run `python tests/docs/test_claims.py`"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(filled(text()), encoding="utf-8")
+    assert text() == filled(text()), "run `python docs/write_claims.py`"

@@ -1,16 +1,11 @@
 """What stands in a chain with SAM: every row of docs/compatibility.md is a test here.
 
-    PYTHONPATH=tests python tests/docs/test_compatibility.py > docs/compatibility.md
-
-writes the page. The oracle of most rows: SAM's gradient, computed by hand, given to
-the bare optimizer. Rows without control flow are not
-compiled: they share their operations.
+`docs/write_compatibility.py` has the rows. The oracle of most: SAM's gradient, computed
+by hand, given to the bare optimizer. Rows without control flow are not compiled: they
+share their operations.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
-from pathlib import Path
 
 import chex
 import jax
@@ -18,15 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import write_compatibility
 from optax import contrib
 from problems import quick_jit
 
 import optax_sam
 from optax_sam import adaptive_ascent, sam, sharpness_aware, steepest_ascent
 
-pytestmark = pytest.mark.slow
-
-PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 RHO, STEPS, RATE = 0.5, 2, 0.1
 LONGER = {"contrib.adopt": 3, "rprop": 5}  # until the gradient is felt
 rng = np.random.default_rng(0)
@@ -68,7 +61,7 @@ def _zeros(tree):
 def train(tx, batches=(BATCH,) * STEPS, *, handed=None, compiled=False, **more):
     """The parameters after every step, and the last state.
 
-    `tx` is given the clean gradient, as at door 1, or that of `handed(params, batch)`.
+    `tx` is given the clean gradient, or what `handed(params, batch)` returns.
     """
 
     def step(params, state, batch):
@@ -109,19 +102,6 @@ def refused(call, *words):
 
 
 # --- Rows -------------------------------------------------------------------------
-
-WORKS, RECIPE, REFUSED = "works", "recipe", "refused"
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of the page, and the function that shows it to be true."""
-
-    name: str
-    check: Callable[[], None]
-    verdict: str = WORKS
-    note: str = ""
-    slow: bool = False
 
 
 def behind(make, **options):
@@ -175,7 +155,6 @@ OPTIMIZERS = {
     "contrib.prodigy": lambda: contrib.prodigy(1.0, estim_lr0=0.1),
     "contrib.simplified_ademamix": lambda: contrib.simplified_ademamix(RATE),
 }
-EVERYDAY = ("adafactor", "adam", "adamw", "lamb", "lion", "sgd", "contrib.muon")
 #: Outside of `jit` a loop or a conditional is compiled anew at every step.
 WITH_LOOPS = ("contrib.muon", "contrib.galore", "contrib.mechanize")
 TRANSFORMATIONS = {
@@ -651,287 +630,102 @@ def complex_parameters():
     assert_close(grads, {"re": jnp.full(2, 2 * size), "im": jnp.zeros(2)})
 
 
-ACCUMULATED = "m-SAM over the accumulated batches"
-JUDGES = "it judges what comes out"
-TAKES_NONE = "pass the clean gradient, or put it behind, where `None` works"
-VALUE = "pass `value=`, the clean loss: SAM lets it through"
-ON_THE_ASCENT = (
-    "put the mask on the ascent: `sharpness_aware(optax.selective_transform("
-    "steepest_ascent(rho), freeze_mask=frozen))`"
-)
-
-SECTIONS = {
-    "Behind SAM: `chain(sam(rho), X)`": [
-        *(
-            Row(
-                f"`{name}`",
-                behind(
-                    make,
-                    batches=(BATCH,) * LONGER.get(name, STEPS),
-                    compiled=name in WITH_LOOPS,
-                ),
-                slow=name not in EVERYDAY,
+CHECKS = {
+    "Behind": {
+        **{
+            f"`{name}`": behind(
+                make,
+                batches=(BATCH,) * LONGER.get(name, STEPS),
+                compiled=name in WITH_LOOPS,
             )
             for name, make in OPTIMIZERS.items()
+        },
+        **{f"`{name}`": behind(with_sgd(x)) for name, x in TRANSFORMATIONS.items()},
+        "`partition` by label (muon and adamw)": behind(by_label, compiled=True),
+        "`named_chain`": behind(
+            lambda: optax.named_chain(("decay", optax.adamw(RATE)))
         ),
-        *(
-            Row(f"`{name}`", behind(with_sgd(make)))
-            for name, make in TRANSFORMATIONS.items()
+        "`contrib.schedule_free`": behind(lambda: schedule_free(optax.sgd(RATE))),
+        "`contrib.momo`": behind(lambda: contrib.momo(RATE)),
+        "`contrib.momo_adam`": behind(lambda: contrib.momo_adam(RATE)),
+        "`polyak_sgd`": behind(lambda: optax.polyak_sgd(RATE)),
+        "`contrib.reduce_on_plateau`": behind(
+            with_sgd(lambda: contrib.reduce_on_plateau(patience=1)), compiled=True
         ),
-        Row("`partition` by label (muon and adamw)", behind(by_label, compiled=True)),
-        Row(
-            "`named_chain`",
-            behind(lambda: optax.named_chain(("decay", optax.adamw(RATE)))),
+        "`contrib.sophia`": behind(
+            lambda: contrib.sophia(RATE), obj_fn=loss, value_fn=None, compiled=True
         ),
-        Row(
-            "`contrib.schedule_free`",
-            behind(lambda: schedule_free(optax.sgd(RATE))),
-            note="train at its parameters, evaluate at `schedule_free_eval_params`",
+        "`scale_by_backtracking_linesearch`": behind(
+            line_search(backtracking), compiled=True
         ),
-        Row(
-            "`contrib.momo`",
-            behind(lambda: contrib.momo(RATE)),
-            note=VALUE,
+        "`scale_by_zoom_linesearch`": behind(line_search(zoom), compiled=True),
+        "`lbfgs`": behind(make_lbfgs, compiled=True),
+        "`value_and_grad_from_state`": reuses_the_line_search,
+        "`MultiSteps`": multi_steps_behind,
+        "`apply_if_finite`": apply_if_finite_behind,
+        "`lookahead`": lookahead_behind,
+        "`contrib.differentially_private_aggregate`": private,
+    },
+    "Around": {
+        "`inject_hyperparams(sam)`": inject_around,
+        "`inject_hyperparams` of a whole chain": inject_around_all,
+        "`inject_hyperparams(m_sam)`": inject_static,
+        "`contrib.schedule_free`": schedule_free_around,
+        "`conditionally_transform`": every_second,
+        "`conditionally_mask`": every_second_masked,
+        "`MultiSteps`": multi_steps_around,
+        "`apply_if_finite`": apply_if_finite_around,
+        "`MultiSteps`, `update(None, ...)`": no_gradient(accumulating, "None"),
+        "`masked`, `update(None, ...)`": no_gradient(masked_nowhere, "None"),
+        "`apply_if_finite`, `update(None, ...)`": no_gradient(
+            lambda inner: optax.apply_if_finite(inner, 5), "structure"
         ),
-        Row("`contrib.momo_adam`", behind(lambda: contrib.momo_adam(RATE)), note=VALUE),
-        Row("`polyak_sgd`", behind(lambda: optax.polyak_sgd(RATE)), note=VALUE),
-        Row(
-            "`contrib.reduce_on_plateau`",
-            behind(
-                with_sgd(lambda: contrib.reduce_on_plateau(patience=1)), compiled=True
-            ),
-            note=VALUE,
-            slow=True,
+        "`contrib.mechanize`": mechanize_around,
+        "`lookahead`": lookahead_around,
+        "`flatten`": flatten_around,
+    },
+    "Some": {
+        "`None` in place of a leaf (Equinox, NNX)": filtered,
+        "LoRA, the base weights closed over": lora,
+        "LoRA, base and adapters in one tree": lora_in_one_tree,
+        "`selective_transform` of the ascent": mask_on_the_ascent,
+        "`partition` of ascents": partition_of_ascents,
+        "`freeze` behind SAM": freeze_behind,
+        "`masked` around SAM": masked_around,
+        "`partition` around SAM": partition_around,
+        "complex parameters, `contrib.split_real_and_imaginary`": complex_parameters,
+    },
+    "In": {
+        "`chain(X, sam(rho))`": in_front,
+        "`sharpness_aware(chain(ema(0.9), steepest_ascent(rho)))`": ascent_of_a_chain,
+        "an average of the weights, `ema` or `incremental_update`": (
+            average_of_the_weights
         ),
-        Row(
-            "`contrib.sophia`",
-            behind(
-                lambda: contrib.sophia(RATE), obj_fn=loss, value_fn=None, compiled=True
-            ),
-            note="pass `obj_fn=`, which SAM takes for `value_fn=`: the Hessian is the "
-            "one at the parameters",
-            slow=True,
-        ),
-        Row(
-            "`scale_by_backtracking_linesearch`",
-            behind(line_search(backtracking), compiled=True),
-            note="along the climbed gradient, on the loss as it is; pass `value=`, "
-            "`grad=` (clean) and a `value_fn` that closes over the batch",
-            slow=True,
-        ),
-        Row(
-            "`scale_by_zoom_linesearch`",
-            behind(line_search(zoom), compiled=True),
-            note="as above",
-            slow=True,
-        ),
-        Row(
-            "`lbfgs`",
-            behind(make_lbfgs, compiled=True),
-            note="as above; its curvature is that of the climbed gradients",
-            slow=True,
-        ),
-        Row(
-            "`value_and_grad_from_state`",
-            reuses_the_line_search,
-            note="the value and gradient that a line search has stored are clean ones",
-            slow=True,
-        ),
-        Row("`MultiSteps`", multi_steps_behind, note=ACCUMULATED),
-        Row("`apply_if_finite`", apply_if_finite_behind, note=JUDGES),
-        Row(
-            "`lookahead`",
-            lookahead_behind,
-            RECIPE,
-            "its parameters are pairs, of which SAM can climb but one: differentiate "
-            "by `value_and_grad` at `params.fast`",
-        ),
-        Row(
-            "`contrib.differentially_private_aggregate`",
-            private,
-            REFUSED,
-            "it needs the gradient of each example, and SAM returns one",
-        ),
-    ],
-    "Around SAM: `X(chain(sam(rho), ...))`": [
-        Row("`inject_hyperparams(sam)`", inject_around, note="rho in the state"),
-        Row("`inject_hyperparams` of a whole chain", inject_around_all),
-        Row(
-            "`inject_hyperparams(m_sam)`",
-            inject_static,
-            RECIPE,
-            'name what must be known in Python: `static_args=("microbatch_size",)`',
-        ),
-        Row(
-            "`contrib.schedule_free`",
-            schedule_free_around,
-            note="the same numbers as behind",
-        ),
-        Row(
-            "`conditionally_transform`",
-            every_second,
-            note="SAM on some steps, the plain gradient on the others",
-        ),
-        Row(
-            "`conditionally_mask`",
-            every_second_masked,
-            RECIPE,
-            "the other steps are lost: you want `conditionally_transform`",
-        ),
-        Row(
-            "`MultiSteps`",
-            multi_steps_around,
-            RECIPE,
-            "it climbs along the average, but differentiates the last batch alone: put "
-            f"it behind, for {ACCUMULATED}",
-        ),
-        Row(
-            "`apply_if_finite`",
-            apply_if_finite_around,
-            RECIPE,
-            f"it judges the clean gradient only: put it behind, where {JUDGES}",
-        ),
-        Row(
-            "`MultiSteps`, `update(None, ...)`",
-            no_gradient(accumulating, "None"),
-            REFUSED,
-            f"it adds up gradients before SAM could take them: {TAKES_NONE}",
-        ),
-        Row(
-            "`masked`, `update(None, ...)`",
-            no_gradient(masked_nowhere, "None"),
-            REFUSED,
-            f"it masks the gradient before SAM could take one: {TAKES_NONE}",
-        ),
-        Row(
-            "`apply_if_finite`, `update(None, ...)`",
-            no_gradient(lambda inner: optax.apply_if_finite(inner, 5), "structure"),
-            REFUSED,
-            f"it would skip with zeros like the gradient that came in: {TAKES_NONE}",
-        ),
-        Row(
-            "`contrib.mechanize`",
-            mechanize_around,
-            RECIPE,
-            "it would tune the learning rate with the clean gradients: put it behind",
-        ),
-        Row(
-            "`lookahead`",
-            lookahead_around,
-            RECIPE,
-            "it hands no `value_fn` on: differentiate by `value_and_grad` at "
-            "`params.fast`",
-        ),
-        Row(
-            "`flatten`",
-            flatten_around,
-            REFUSED,
-            "the loss would be given one flat vector: put it behind",
-        ),
-    ],
-    "Some parameters only": [
-        Row("`None` in place of a leaf (Equinox, NNX)", filtered),
-        Row("LoRA, the base weights closed over", lora),
-        Row(
-            "LoRA, base and adapters in one tree",
-            lora_in_one_tree,
-            RECIPE,
-            ON_THE_ASCENT,
-        ),
-        Row(
-            "`selective_transform` of the ascent",
-            mask_on_the_ascent,
-            note="the norm is that of the trained leaves",
-        ),
-        Row(
-            "`partition` of ascents",
-            partition_of_ascents,
-            note="each label has its own rho and norm",
-        ),
-        Row(
-            "`freeze` behind SAM",
-            freeze_behind,
-            RECIPE,
-            f"frozen leaves would still climb, and count in the norm: {ON_THE_ASCENT}",
-        ),
-        Row("`masked` around SAM", masked_around, REFUSED, ON_THE_ASCENT),
-        Row("`partition` around SAM", partition_around, REFUSED, ON_THE_ASCENT),
-        Row(
-            "complex parameters, `contrib.split_real_and_imaginary`",
-            complex_parameters,
-            REFUSED,
-            "hold real and imaginary parts as two leaves",
-        ),
-    ],
-    "In front of SAM, inside it, beside it": [
-        Row(
-            "`chain(X, sam(rho))`",
-            in_front,
-            note="X changes the direction of the climb and nothing else: clipping does "
-            "nothing there, weight decay joins the climb",
-        ),
-        Row(
-            "`sharpness_aware(chain(ema(0.9), steepest_ascent(rho)))`",
-            ascent_of_a_chain,
-            note="climb along an average of gradients",
-        ),
-        Row(
-            "an average of the weights, `ema` or `incremental_update`",
-            average_of_the_weights,
-            note="the parameters are never anything but clean",
-        ),
-    ],
+    },
 }
 ROWS = [
-    pytest.param(
-        row,
-        id=f"{row.name}-{section.split()[0]}",
-        marks=[pytest.mark.slow] if row.slow else [],
-    )
-    for section, rows in SECTIONS.items()
-    for row in rows
+    pytest.param(check, id=f"{name}-{section}")
+    for section, checks in CHECKS.items()
+    for name, check in checks.items()
 ]
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_row(row):
-    row.check()
+@pytest.mark.slow
+@pytest.mark.parametrize("check", ROWS)
+def test_row(check):
+    check()
 
 
-# --- The page -----------------------------------------------------------------------
-
-
-def page():
-    """The rows as Markdown; those that work without a word share a line."""
-    lines = [
-        "# What works with what",
-        "",
-        "Each line is a test in `tests/docs/test_compatibility.py`, which also writes "
-        "this page.",
-        "",
-        "- *works*: the numbers are those of the bare optimizer that is handed SAM's "
-        "gradient.",
-        "- *recipe*: it runs, or is refused, but you want something else: the note "
-        "says what. That is tested too.",
-        "- *refused*: an error says why.",
-    ]
-    for title, rows in SECTIONS.items():
-        silent = [row.name for row in rows if row.verdict == WORKS and not row.note]
-        lines += ["", f"## {title}", ""]
-        if silent:
-            lines += ["Works, with nothing to know: " + ", ".join(silent) + ".", ""]
-        lines += ["| | verdict | |", "|---|---|---|"]
-        lines += [
-            f"| {row.name} | {row.verdict} | {row.note} |"
-            for row in rows
-            if row.name not in silent
-        ]
-    return "\n".join(lines) + "\n"
+def test_every_row_of_the_page_has_a_check():
+    """By the first word of its section."""
+    on_the_page = {
+        title.split()[0]: [row.name for row in rows]
+        for title, rows in write_compatibility.SECTIONS.items()
+    }
+    assert {word: list(checks) for word, checks in CHECKS.items()} == on_the_page
 
 
 def test_page_is_generated():
-    assert PAGE.read_text() == page()
-
-
-if __name__ == "__main__":
-    print(page(), end="")
+    committed = write_compatibility.PAGE.read_text(encoding="utf-8")
+    what_to_do = "run `python docs/write_compatibility.py`"
+    assert committed == write_compatibility.page(), what_to_do

@@ -1,15 +1,9 @@
 """What a broken batch does, and does not do: every line of docs/faults.md is a test.
 
-    PYTHONPATH=tests python tests/docs/test_faults.py > docs/faults.md
-
-writes the page.
+`docs/write_faults.py` writes the page, and names the tests.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import chex
 import jax
@@ -17,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import write_faults
 from problems import quick_jit
 from table import flat
 
 import optax_sam
 from optax_sam import steepest_ascent
 
-PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 RHO, RATE, EXAMPLES, M = 0.1, 0.1, 8, 4
 rng = np.random.default_rng(0)
 PARAMS = {"w": np.float32([0.5, -1.0, 0.25]), "b": np.float32(0.1)}
@@ -311,96 +305,13 @@ def test_patience_ends():
 # --- The page ----------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """What goes wrong, what then happens, and the tests that show it."""
-
-    name: str
-    what_happens: str
-    tests: tuple[Callable[..., Any], ...]
-
-
-FAULTS = [
-    Fault(
-        "A batch with NaN",
-        "The clean gradient is not finite, so there is no climb, and what comes out "
-        "is not finite either. `apply_if_finite` behind SAM skips the step: parameters "
-        "and the optimizer's state are what they were, to the bit. No state of SAM's "
-        "keeps a NaN: the averages of `friendly_sam` and `momentum_sam` leave such a "
-        "batch out, schedules and counters count it. An average of your own in the "
-        "ascent, `chain(ema(0.9), steepest_ascent(rho))`, would keep it, and SAM would "
-        "be off from then on, without a word: wrap the ascent, "
-        "`sharpness_aware(optax.apply_if_finite(ascent, n))`.",
-        (
-            test_batch_with_nan,
-            test_sam_is_still_on_after_a_batch_with_nan,
-            test_an_average_of_ones_own_wants_a_guard,
-            test_without_a_guard_the_fault_is_in_the_open,
-        ),
-    ),
-    Fault(
-        "A loss that is infinite at the climbed point only",
-        "The same, and `apply_if_finite` must stand behind SAM to see it: around SAM "
-        "it looks at the clean gradient. To take the clean gradient in place of a "
-        "broken one, choose with `combine=`.",
-        (
-            test_loss_that_is_infinite_at_the_climbed_point_only,
-            test_fall_back_to_the_clean_gradient,
-        ),
-    ),
-    Fault(
-        "A sub-batch, or a device, with nothing but padding",
-        "A mean over the true examples of the part is 0/0, and the average over all "
-        "parts is NaN with it: the step is lost. With `jnp.maximum(count, 1)` under it "
-        "the part counts as a gradient of zero, with the weight of a full one. To give "
-        "every example its share, weigh before you split: `weights = mask * (size / "
-        "mask.sum())` over the whole batch, and `jnp.mean(weights * losses)` in the "
-        "loss; the climbs do not see the size of the weights.",
-        (
-            test_mean_over_the_true_examples_of_a_part_without_any,
-            test_guarded_mean_counts_a_part_without_examples_as_zero,
-            test_weights_of_the_whole_batch_give_every_example_its_share,
-        ),
-    ),
-    Fault(
-        "One broken batch after the other",
-        "`apply_if_finite(optimizer, n)` skips n of them, then lets the next one "
-        "through: Optax's way of making a fault visible.",
-        (test_patience_ends,),
-    ),
-]
-
-
-def page():
-    """The faults as Markdown, with the names of the tests."""
-    lines = [
-        "# When something breaks",
-        "",
-        "SAM has a second place where a step can break, the climbed point. What then "
-        "happens, with the tests in `tests/docs/test_faults.py` (which also writes "
-        "this page). The chain is",
-        "",
-        "```python",
-        "tx = optax.chain(optax_sam.sam(rho=0.05), "
-        "optax.apply_if_finite(optax.adamw(1e-3), 5))",
-        "```",
-    ]
-    for fault in FAULTS:
-        names = ", ".join(f"`{test.__name__}`" for test in fault.tests)
-        lines += [
-            "",
-            f"## {fault.name}",
-            "",
-            fault.what_happens,
-            "",
-            f"Tests: {names}.",
-        ]
-    return "\n".join(lines) + "\n"
+def test_the_page_names_every_test_above():
+    named = [name for fault in write_faults.FAULTS for name in fault.tests]
+    here = {name for name in globals() if name.startswith("test_")}
+    about_the_page = {"test_the_page_names_every_test_above", "test_page_is_generated"}
+    assert sorted(named) == sorted(here - about_the_page)
 
 
 def test_page_is_generated():
-    assert PAGE.read_text() == page()
-
-
-if __name__ == "__main__":
-    print(page(), end="")
+    page = write_faults.PAGE.read_text(encoding="utf-8")
+    assert page == write_faults.page(), "run `python docs/write_faults.py`"

@@ -1,7 +1,10 @@
 """Write docs/examples.md: what SAM changes in each example, and the results.
 
-python examples/page.py          the page, from the files and results.json
-python examples/page.py --run    train all six first (ten minutes on two cores)
+python docs/write_examples.py          the page, from the files and results.json
+python docs/write_examples.py --run    train all six first (ten minutes on two cores)
+
+The files and results.json are in examples/. `tests/docs/test_examples.py` compares the
+committed page with what this file writes.
 """
 
 import argparse
@@ -12,9 +15,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "examples.md"
-RESULTS = HERE / "results.json"
+PAGE = Path(__file__).parent / "examples.md"
+FOLDER = PAGE.parents[1] / "examples"
+RESULTS = FOLDER / "results.json"
 EXAMPLES = {
     "mnist": ("MNIST with a convolutional network", "Flax NNX", "examples/mnist"),
     "resnet": (
@@ -66,7 +69,7 @@ better**: one seed and untuned settings cannot.
 
 def diff(name):
     """What SAM changes: a unified diff with one line of context."""
-    plain, sam = (HERE / f"{name}.py", HERE / f"{name}_sam.py")
+    plain, sam = (FOLDER / f"{name}.py", FOLDER / f"{name}_sam.py")
     lines = difflib.unified_diff(
         plain.read_text("utf-8").splitlines(),
         sam.read_text("utf-8").splitlines(),
@@ -100,7 +103,7 @@ def numbers(line):
 
 def run(name):
     """Train, and keep the last line."""
-    command = [sys.executable, HERE / f"{name}.py"]
+    command = [sys.executable, FOLDER / f"{name}.py"]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     last = printed.stdout.splitlines()[-1]
     print(f"{name}: {last}", flush=True)

@@ -1,0 +1,117 @@
+"""Write the tables of docs/claims.md that results fill; the rest is written by hand.
+
+    python docs/write_claims.py
+
+writes anew what stands between `<!-- name -->` and `<!-- / -->`, where `name.json` in
+benchmarks/results/ is the result. `tests/docs/test_claims.py` compares the committed
+page with what this file writes, and the numbers beside the tables with the results.
+"""
+
+import json
+import re
+from pathlib import Path
+
+PAGE = Path(__file__).parent / "claims.md"
+RESULTS = PAGE.parents[1] / "benchmarks" / "results"
+MEASURED = {"agrees": "holds", "disagrees": "does not hold", "not run": "not run"}
+TABLE = r"(<!-- (\w+) -->\n)(.*?)(<!-- / -->)"
+HEADER = "| verdict | claim | evidence |\n|---|---|---|\n"
+
+
+def result(name):
+    """The committed result, or nothing if there is none yet."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def filled(page):
+    """The page with its tables as their results have them."""
+
+    def table(found):
+        name = found[2]
+        link = f"[{name}.json](../benchmarks/results/{name}.json)"
+        lines = "".join(TABLES[name](result(name), link))
+        return found[1] + (HEADER + lines if lines else "Not run.\n") + found[4]
+
+    return re.sub(TABLE, table, page, flags=re.DOTALL)
+
+
+def line(verdict, claim, reference, evidence):
+    """A row of the page."""
+    return f"| {verdict} | {claim}<br>*{reference}* | {evidence} |\n"
+
+
+def measured(pair, sign="", digits=2):
+    """A mean and its standard error, as the page shows them."""
+    mean, error = pair
+    return f"{mean:{sign}.{digits}f} ± {error:.{digits}f}"
+
+
+def paper_rows(result, link):
+    """A row for each claim of a paper that was measured."""
+    reference = ""
+    for row in result.get("claims", []):
+        claim = row["paper"].removesuffix(".")
+        if cited := re.search(r" \(([^()]*\d{4}[^()]*)\)$", claim):
+            claim, reference = claim.removesuffix(cited[0]), cited[1]
+        looked_at = row["what"]
+        if "difference" in row:
+            digits = 3 if abs(row["first"][0]) < 1 else 2  # cosines, or per cent
+            first, second = (measured(row[k], "", digits) for k in ("first", "second"))
+            apart = measured(row["difference"], "+", digits)
+            looked_at += f": {first} and {second}, difference {apart}"
+        verdict = MEASURED.get(row["verdict"], f"unclear: {row['verdict']}")
+        yield line(verdict, claim, reference, f"{looked_at}: {link}")
+
+
+def gains(result, link):
+    """A row for each task, of SAM alone."""
+    names = {
+        "gain": "over the base",
+        "gain_over_2x_epochs": "over twice the epochs",
+        "gain_over_best_length": "over its best length",
+    }
+    for row in result.get("summary", []):
+        if row["method"] != "SAM" or "gain" not in row:
+            continue
+        known = {names[k]: row[k] for k in names if row[k]}
+        numbers = ", ".join(f"{measured(pair, '+')} {k}" for k, pair in known.items())
+        claim, evidence = f"SAM gains: {row['task']}", f"{numbers}: {link}"
+        yield line(word(known), claim, "Foret et al. 2021", evidence)
+
+
+def word(differences):
+    """The verdict on gains: two standard errors from zero count."""
+    sizes = [mean / error for mean, error in differences.values()]
+    if min(sizes) < -2:
+        return "does not hold"
+    sure = [size > 2 for size in sizes]
+    return "holds" if all(sure) else "holds in part" if any(sure) else "unclear"
+
+
+def regularizers(result, link):
+    """A row for each technique beside SAM."""
+    names = {
+        "gain_of_sam": "SAM",
+        "gain_of_technique": "the technique",
+        "gain_of_both": "both",
+        "interaction": "interaction",
+    }
+    for row in result.get("summary", []):
+        known = [(name, row[key]) for key, name in names.items() if key in row]
+        numbers = ", ".join(f"{name} {measured(pair, '+')}" for name, pair in known)
+        claim, evidence = f"SAM and {row['technique']}", numbers or "no runs"
+        said = "often said, rarely measured"
+        yield line(row["verdict"], claim, said, f"{evidence}: {link}")
+
+
+TABLES = {
+    "paper_figures": paper_rows,
+    "generalization": gains,
+    "fine_tuning": gains,
+    "complements": regularizers,
+}
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
