@@ -87,7 +87,7 @@ def chosen_is_base(found: Results, task: str) -> bool:
     """Whether both are the same runs."""
     rows = found.rows(task)
     same = ("method", "epochs", "settings")
-    return all(rows[BASE][key] == rows[CHOSEN][key] for key in same)
+    return CHOSEN in rows and all(rows[BASE][key] == rows[CHOSEN][key] for key in same)
 
 
 def named(found: Results, task: str, row: str) -> str:
