@@ -34,7 +34,7 @@ def draw_accuracies(result: dict, path: Path) -> None:
     rows = [row for one in comparisons if one["task"] == task for row in one["methods"]]
     lines = [
         Line(
-            row["name"],
+            label(row),
             of_runs(row, "test_accuracy"),
             report.STYLES[row["role"]]["color"],
         )
@@ -44,17 +44,27 @@ def draw_accuracies(result: dict, path: Path) -> None:
     chart(lines, accuracy_claim(comparisons, rows, task), path)
 
 
+def label(row: dict) -> str:
+    """With the optimizer in front, and the length of what has no other name."""
+    optimizer = {"sgd": "SGD", "adamw": "AdamW"}[row["optimizer"]]
+    if row["ascent"] is None:
+        length = f"{optimizer}, {row['epochs']} epochs"
+        return f"{length} (best)" if row["role"] == "best" else length
+    return f"{optimizer} + {row['name'].removeprefix(f'{optimizer}, ')}"
+
+
 def accuracy_claim(comparisons: list[dict], rows: list[dict], task: str) -> str:
     """What the best row gains over its optimizer at the best length."""
     first = next(one for one in comparisons if one["task"] == task)
-    top = max(rows, key=lambda row: row["summary"]["test_accuracy"][0])
     images = first["title"].split(",")[0]
-    noise = f"{images}, {100 * first['label_noise']:.0f} % of the labels wrong"
+    top = max(rows, key=lambda row: row["summary"]["test_accuracy"][0])
+    noise = f"{images}, {100 * first['label_noise']:.0f} % of the training labels wrong"
     gained = top["summary"]["gain_over_best_length"]
     if gained is None:
-        return f"{noise}: nothing beats {top['name']}"
+        return f"{noise}: nothing beats {label(top)}"
     told = report.plus_minus(gained, 1, "+")
-    return f"{noise}.\n{top['name']}: {told} points over the base at its best length"
+    base = label(top).split(" + ")[0]
+    return f"{noise}.\n{label(top)}: {told} points over {base} at its best length"
 
 
 # --- the held-out loss around each solution -----------------------------------------
@@ -70,7 +80,10 @@ def draw_flatness(result: dict, path: Path) -> None:
     figure.supxlabel(
         "distance along random directions: median, and the middle 80 %", fontsize=10
     )
-    pictures.title(figure, "The held-out loss around the solutions")
+    pictures.title(
+        figure,
+        "The held-out loss around the solutions. Flatter: it rises less to both ends",
+    )
     pictures.save(figure, path)
 
 
@@ -83,7 +96,8 @@ def draw_landscape(axes: Axes, comparison: dict, distances: list[float]) -> None
         low, median, high = np.percentile(losses, [10, 50, 90], axis=0)
         axes.fill_between(distances, low, high, color=style["color"], alpha=0.1, lw=0)
         axes.plot(distances, median, label=row["role"], **style)
-    axes.set_title(f"{comparison['task']}, {flatness_claim(comparison['methods'])}")
+    images = comparison["title"].split(" at ")[0].split(",")[0]
+    axes.set_title(f"{images}, {flatness_claim(comparison['methods'])}")
     axes.set_xticks([-1, 0, 1])
     axes.legend(loc="upper center", fontsize=8, handlelength=1.2)
 

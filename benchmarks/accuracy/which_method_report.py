@@ -121,13 +121,13 @@ def percent(row: dict) -> str:
 
 def draw(result: dict, path: Path) -> None:
     """A panel a task: gain against cost, a name beside each point."""
-    titles = result["titles"]
+    titles, keep = result["titles"], result["share_to_keep"]
     figure, axes = pictures.new(4.4 * len(titles), len(titles), squeeze=False)
     for one, (task, title) in zip(axes[:, 0], titles.items(), strict=True):
         draw_task(one, result, of_task(result, task))
         claims = [
             f"{row['method']} keeps {percent(row)} of SAM's gain: "
-            f"{result['share_to_keep']:.0%} {verdict(row, result['share_to_keep'])}"
+            f"{100 * keep:.0f} % {verdict(row, keep)}"
             for row in of_nominated(result, task)
         ]
         one.set_title("\n".join([title, *claims]), fontsize=9.5)

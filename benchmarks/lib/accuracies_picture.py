@@ -47,7 +47,7 @@ def chart(lines: list[Line], claim: str, path: Path) -> None:
 def draw_line(axes: Axes, place: int, line: Line) -> None:
     colour, values = line.colour, line.values
     heights = [place + UNLIKE * (1 - 2 * (k % 2)) for k in range(len(values))]
-    axes.plot(values, heights, "o", color=colour, ms=3.5, alpha=0.3, mew=0)
+    axes.plot(values, heights, "o", color=colour, ms=3.5, alpha=0.45, mew=0)
     mean, error = statistics.mean_and_error(values)
     axes.errorbar(mean, place, xerr=2 * error, color=colour, lw=2, zorder=3)
     axes.plot(mean, place, "D", color=colour, ms=5.5, mec="white", mew=0.8, zorder=4)
@@ -68,8 +68,9 @@ def draw(found: Results, path: Path) -> None:
 
 
 def of_task(found: Results, task: str) -> list[Line]:
-    """The networks, by their mean."""
-    rows = [row for row in found.rows(task) if row not in BASELINES]
+    """The networks, by their mean; a base whose own length was chosen, once."""
+    once = [*BASELINES, CHOSEN] if chosen_is_base(found, task) else BASELINES
+    rows = [row for row in found.rows(task) if row not in once]
     lines = [
         Line(named(found, task, row), percent(found, task, row), colour_of(row))
         for row in rows
@@ -82,9 +83,16 @@ def percent(found: Results, task: str, row: str) -> np.ndarray:
     return 100 * found.right(task, row).mean(1)
 
 
+def chosen_is_base(found: Results, task: str) -> bool:
+    """Whether both are the same runs."""
+    rows = found.rows(task)
+    same = ("method", "epochs", "settings")
+    return CHOSEN in rows and all(rows[BASE][key] == rows[CHOSEN][key] for key in same)
+
+
 def named(found: Results, task: str, row: str) -> str:
     epochs = found.rows(task)[row]["epochs"]
-    if row == CHOSEN:
+    if row == CHOSEN or (row == BASE and chosen_is_base(found, task)):
         return f"{task}, {epochs} epochs (chosen)"
     return f"{task}, {epochs} epochs" if row in (BASE, TWICE) else f"{task} + {row}"
 

@@ -34,8 +34,8 @@ PACKAGES = "jax jaxlib optax flax numpy scikit-learn mlxtend matplotlib".split()
 STYLES = {
     "base": {"color": "#000000", "ls": "-"},
     "best": {"color": "#555555", "ls": (0, (4, 1.5))},
-    "shorter": {"color": "#999999", "ls": (0, (1, 1))},
-    "longer": {"color": "#999999", "ls": "-"},
+    "shorter": {"color": "#808080", "ls": (0, (1, 1))},
+    "longer": {"color": "#808080", "ls": "-"},
     "control": {"color": "#cc79a7", "ls": "-"},
     "SAM": {"color": "#0072b2", "ls": "-"},
     "ASAM": {"color": "#e69f00", "ls": "-"},

@@ -58,8 +58,16 @@ def numbers(row: dict) -> list[str]:
 
 
 def draw(result: dict, path: Path, title: str) -> None:
-    """Gain of every task and method over the base at its best length, the verdict's."""
-    tasks = list(result["grids"])
+    """Gain of every task and method over the base at its best length, the verdict's.
+
+    Tasks are in the order of SAM's gain, those without one last.
+    """
+    of_sam = {
+        row["task"]: row[GAIN][0]
+        for row in result["summary"]
+        if row["method"] == "SAM" and row.get(GAIN)
+    }
+    tasks = sorted(result["grids"], key=lambda task: -of_sam.get(task, -np.inf))
     figure, axes = pictures.new(1.7 + 0.55 * len(tasks))
     draw_gains(axes, result, tasks)
     pictures.title(figure, title)

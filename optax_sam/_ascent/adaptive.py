@@ -26,7 +26,7 @@ def adaptive_ascent(
     .. math:: \epsilon = T \cdot \mathrm{steepest}(T g), \quad T = |w| + \eta,
               \quad \text{for } p = 2:\ \epsilon = \rho \frac{T^2 g}{\|T g\|_2}
 
-    It is the maximizer of <g, e> over norm(e / T) <= rho. With eta = 0 the climbed
+    It is the maximizer of `<g, e>` over `norm(e / T) <= rho`. With eta = 0 the climbed
     loss does not change when weights are rescaled without changing the network.
 
     Args:

@@ -30,7 +30,7 @@ class RadiusSweep(NamedTuple):
       loss: L(w), the same for all radii: a scalar.
       climbed_loss: L(w + climb).
       rise: climbed_loss - loss, taken batch by batch.
-      predicted_rise: <gradient, climb>, the rise if the loss were linear.
+      predicted_rise: inner product of gradient and climb, the rise of a linear loss.
       cosine: of the angle between the clean and the climbed gradient; 0 where one is
         zero or not finite.
       climb_norm: 2-norm of the climb as really applied, after rounding to the dtype of
