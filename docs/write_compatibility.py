@@ -210,7 +210,7 @@ def page():
         silent = [row.name for row in rows if row.verdict == WORKS and not row.note]
         lines += ["", f"## {title}", ""]
         if silent:
-            lines += ["Works, with nothing to know: " + ", ".join(silent) + ".", ""]
+            lines += ["Works as it is: " + ", ".join(silent) + ".", ""]
         lines += ["| | verdict | |", "|---|---|---|"]
         lines += [
             f"| {row.name} | {row.verdict} | {row.note} |"
