@@ -48,7 +48,7 @@ def test_all_commands_in_a_row(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "fashion_smoke.png").exists()
 
     path = tmp_path / "fashion_smoke_report.json"
-    permit = blind.Committed(tmp_path / "fashion_smoke_settings" / "fashion.json")
+    permit = blind.Committed(tmp_path / "fashion_smoke_settings" / "settings.json")
     written = json.loads(path.read_text())
     assert written["settings_blob"] == permit.blob
     assert written["settings"] == permit.settings
