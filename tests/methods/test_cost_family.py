@@ -452,7 +452,7 @@ def test_costs_on_tiny_sizes(tmp_path):
 
 
 @pytest.mark.slow
-def test_family_on_tiny_sizes_goes_on_where_it_stopped(tmp_path):
+def test_which_method_on_tiny_sizes_goes_on_where_it_stopped(tmp_path):
     first = script("accuracy.which_method", "--smoke", "--out", str(tmp_path))
     before = json.loads((tmp_path / "which_method.json").read_text(encoding="utf-8"))
     short = {**before, "runs": before["runs"][1:]}
