@@ -15,23 +15,13 @@ kept in fashion.json, those of the report in fashion_report.json. Hours on two c
 The images are those of Debian's package dataset-fashion-mnist.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
-from benchmarks.lib import fixed_sets, rehearsal, report, reporting
-from benchmarks.lib.blind import Committed
-from benchmarks.lib.choose import Choice
+from benchmarks.lib import commands, fixed_sets, rehearsal, report
 from benchmarks.lib.grids import Axis
-from benchmarks.lib.results import Results
 from benchmarks.lib.results_picture import draw
-from benchmarks.lib.results_table import table
 from benchmarks.lib.small_cnn import SmallCnn
-from benchmarks.lib.store import Store
-from benchmarks.lib.study import Bench, Study, Task
-
-SETTINGS = Path(__file__).parents[1] / "settings" / "fashion.json"
-
+from benchmarks.lib.study import Study, Task
 
 BASE = {
     "lr": Axis((0.05, 0.1, 0.2)),
@@ -65,79 +55,11 @@ def tiny(study: Study) -> Study:
 
 
 def main() -> None:
-    options = parse_options()
-    study = full(options.data)
-    if options.smoke:
-        smoke(tiny(study), options.out)
-    elif options.tune:
-        tune(study, options.out, options.settings)
-        tell(f"Wrote {options.settings.name}: commit it, then --report.")
-    elif options.report:
-        permit = Committed(options.settings)
-        reporting.run(study, permit, reported(study, options.out), tell)
-        tell("All runs are there: the same without --report makes table and picture.")
-    else:
-        show(study, options.out)
-
-
-def tune(study: Study, out: Path, path: Path) -> None:
-    """Search on validation images, and write what was chosen."""
-    store = Store(out / f"{study.name}.json")
-    write(path, Choice(Bench(study), store, tell).run())
-
-
-def write(path: Path, settings: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    report.write_json(path, settings)
-
-
-def reported(study: Study, out: Path) -> Store:
-    """Apart from the runs that chose, so that both files stay small."""
-    return Store(out / f"{study.name}_report.json")
-
-
-def show(study: Study, out: Path) -> None:
-    """Table and picture, of the file alone."""
-    store = reported(study, out)
-    if not store.head:
-        sys.exit(
-            f"{store.path.name} is not in {out}: nothing was reported yet. Run --tune, "
-            "commit the settings, run --report; or name the folder with --out."
-        )
-    found = Results(store)
-    tell(table(found))
-    draw(found, out / f"{study.name}.png")
-
-
-def smoke(study: Study, out: Path) -> None:
-    """All commands in a row, anew; no image that tests the study itself is read."""
-    try:
-        fixed_sets.tuning_sets(study.source)
-    except FileNotFoundError as error:
-        tell(f"Skipped: {error}")
-        return
-    (out / f"{study.name}_report.json").unlink(missing_ok=True)
-    permit = rehearsal.chosen(study, out, tell)
-    reporting.run(study, permit, reported(study, out), tell)
-    show(study, out)
-
-
-def tell(line: str) -> None:
-    print(line, flush=True)
-
-
-def parse_options() -> argparse.Namespace:
-    parser = report.parser(__doc__)
+    parser = commands.parser(__doc__, "fashion")
     parser.add_argument("--data", type=Path, default=fixed_sets.FASHION)
-    parser.add_argument("--settings", type=Path, default=SETTINGS)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--tune", action="store_true", help="choose, on validation images"
-    )
-    what.add_argument(
-        "--report", action="store_true", help="run what was chosen on test images"
-    )
-    return report.parse(parser)
+    options = report.parse(parser)
+    study = full(options.data)
+    commands.run(options, study, tiny(study), draw)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.accuracy import label_noise_picture
+from benchmarks.accuracy.label_noise_picture import of_runs, with_role
 from benchmarks.lib import evaluation, report, training
 from benchmarks.lib.data import Split
 from benchmarks.lib.tasks import DIGITS, MNIST, Task
@@ -279,14 +280,6 @@ def summarize(comparison: Comparison, runs: dict[Method, list[dict]]) -> dict:
         "label_noise": task.noise,
         "methods": rows,
     }
-
-
-def with_role(rows: list[dict], role: str) -> dict:
-    return next(row for row in rows if row["role"] == role)
-
-
-def of_runs(row: dict, name: str) -> np.ndarray:
-    return np.array([run[name] for run in row["runs"]])
 
 
 def gain(row: dict, other: dict, name: str) -> tuple[float, float] | None:

@@ -19,6 +19,10 @@ def draw(result: dict, path: Path) -> None:
     draw_flatness(result, path.with_stem(f"{path.stem}_flatness"))
 
 
+def with_role(rows: list[dict], role: str) -> dict:
+    return next(row for row in rows if row["role"] == role)
+
+
 def of_runs(row: dict, name: str) -> np.ndarray:
     return np.array([run[name] for run in row["runs"]])
 
@@ -104,7 +108,7 @@ def draw_landscape(axes: Axes, comparison: dict, distances: list[float]) -> None
 
 def flatness_claim(rows: list[dict]) -> str:
     """Says "flatter" only where the rise is smaller by two standard errors or more."""
-    base = next(row for row in rows if row["role"] == "base")
+    base = with_role(rows, "base")
     sharpness_aware = [row for row in rows if row["role"] in DRAWN]
     top = min(sharpness_aware, key=lambda row: row["summary"]["rise"][0])
     difference, error = top["summary"]["rise_over_base"]

@@ -14,26 +14,12 @@ and without either it shows what was reported. Kill it at any time and start it 
 Half an hour and six minutes on two cores.
 """
 
-import argparse
-from pathlib import Path
-
-from benchmarks.lib import (
-    accuracies_picture,
-    fixed_sets,
-    rehearsal,
-    report,
-    reporting,
-)
-from benchmarks.lib.blind import Committed
-from benchmarks.lib.choose import Choice
+from benchmarks.lib import commands, fixed_sets, rehearsal, report
+from benchmarks.lib.accuracies_picture import draw
 from benchmarks.lib.grids import Axis
-from benchmarks.lib.results import Results
-from benchmarks.lib.results_table import table
 from benchmarks.lib.small_cnn import PooledCnn
-from benchmarks.lib.store import Store
-from benchmarks.lib.study import Bench, Study, Task
+from benchmarks.lib.study import Study, Task
 
-SETTINGS = Path(__file__).parents[1] / "settings" / "mnist_5k.json"
 SGD, ADAMW = "SGD", "AdamW"
 BASE = {
     SGD: {"lr": Axis((0.1, 0.2, 0.4)), "decay": Axis((0.01, 0.03, 0.09), ratio=3)},
@@ -76,52 +62,14 @@ def study(optimizers: tuple[str, ...], names: tuple[str, ...], seeds) -> Study:
 STUDY = study((SGD, ADAMW), tuple(RHO), range(1000, 1010))
 
 
-def main() -> None:
-    options = parse_options()
-    path = options.out / "mnist_5k_report.json"
-    if options.tune:
-        tune(STUDY, options.out, options.settings)
-        return
-    if options.smoke:
-        permit = rehearsal.chosen(tiny(STUDY), options.out, tell)
-        path.unlink(missing_ok=True)
-        reporting.run(tiny(STUDY), permit, Store(path), tell, SIDE_BY_SIDE)
-    elif options.report:
-        permit = Committed(options.settings)
-        reporting.run(STUDY, permit, Store(path), tell, SIDE_BY_SIDE)
-    found = Results(Store(path))
-    tell(table(found))
-    accuracies_picture.draw(found, options.out / "mnist_5k.png")
-
-
-def parse_options() -> argparse.Namespace:
-    parser = report.parser(__doc__)
-    parser.add_argument("--settings", type=Path, default=SETTINGS)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--tune", action="store_true", help="choose, on validation images"
-    )
-    what.add_argument(
-        "--report", action="store_true", help="run what was chosen on test images"
-    )
-    return report.parse(parser)
-
-
 def tiny(whole: Study) -> Study:
     """The same path in seconds: few images, a small network, no search to speak of."""
     return rehearsal.tiny(whole, PooledCnn((4, 4)))
 
 
-def tune(whole: Study, out: Path, path: Path) -> None:
-    """Search on validation images, and write what was chosen."""
-    settings = Choice(Bench(whole), Store(out / f"{whole.name}.json"), tell).run()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    report.write_json(path, settings)
-    tell(f"Wrote {path.name}: commit it before anything is reported.")
-
-
-def tell(line: str) -> None:
-    print(line, flush=True)
+def main() -> None:
+    options = report.parse(commands.parser(__doc__, "mnist_5k"))
+    commands.run(options, STUDY, tiny(STUDY), draw, SIDE_BY_SIDE)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A method of yours beside SAM: `python -m benchmarks.accuracy.which_method --method
 my.py`.
 
-The file has three names; its `make` gets a `methods.Setting`, whose `rho` is tuned:
+The file has two names; the method is made with a `methods.Setting`, whose `rho` is
+tuned:
 
     from benchmarks.lib.methods import Method
 
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.accuracy import mnist_5k
-from benchmarks.lib import methods, statistics
+from benchmarks.lib import commands, methods, statistics
 from benchmarks.lib.choose import Choice
 from benchmarks.lib.grids import Axis
 from benchmarks.lib.methods import Method
@@ -84,7 +85,7 @@ def started(path: Path) -> Path:
 
 def tuned(bench: Bench, store: Store, names: list[str]) -> dict[str, dict]:
     """The settings of each, by the search that chose those of every method."""
-    choice = Choice(bench, store, mnist_5k.tell)
+    choice = Choice(bench, store, commands.tell)
     choice.of_base(mnist_5k.SGD)
     for name in names[1:]:
         choice.of_method(mnist_5k.SGD, name)

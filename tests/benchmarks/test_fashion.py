@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy import fashion
-from benchmarks.lib import blind, fixed_sets, rehearsal, reporting
+from benchmarks.lib import blind, commands, fixed_sets, rehearsal, reporting
 from benchmarks.lib.results import Results
 from benchmarks.lib.store import Store
 
@@ -30,7 +30,7 @@ def test_a_rehearsal_reads_images_of_the_pool_alone():
 
 def test_a_smoke_run_without_the_images_says_so_and_ends(tmp_path, capsys):
     study = fashion.tiny(fashion.full(tmp_path))
-    fashion.smoke(study, tmp_path)
+    commands.smoke(study, tmp_path, fashion.draw)
     said = capsys.readouterr().out
     assert said.startswith("Skipped")
     assert "dataset-fashion-mnist" in said

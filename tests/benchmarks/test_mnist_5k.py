@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy import mnist_5k, own_method, which_method
-from benchmarks.lib import fixed_sets, loop, methods, report, statistics
+from benchmarks.lib import commands, fixed_sets, loop, methods, report, statistics
 from benchmarks.lib.choose import Choice
 from benchmarks.lib.results import Results
 from benchmarks.lib.store import Store
@@ -135,10 +135,10 @@ def blob(path) -> str:
 
 
 def test_the_results_are_of_the_committed_settings():
-    head = Store(COMMITTED).head
-    assert head["settings_blob"] == blob(mnist_5k.SETTINGS)
+    head, path = Store(COMMITTED).head, commands.SETTINGS / "mnist_5k.json"
+    assert head["settings_blob"] == blob(path)
     assert head["seeds"] == list(mnist_5k.STUDY.seeds)
-    settings = json.loads(mnist_5k.SETTINGS.read_text(encoding="utf-8"))
+    settings = json.loads(path.read_text(encoding="utf-8"))
     assert head["settings"] == settings
     assert settings["tuning_seeds"] == list(mnist_5k.STUDY.tuning_seeds)
 
@@ -182,10 +182,11 @@ def test_all_commands_on_tiny_sizes(tmp_path, monkeypatch, capsys):
     assert "not run" not in said
     assert "nearest neighbours" in said
     assert max(map(len, said[said.index("SGD  ") :].splitlines())) <= 80
-    picture = (tmp_path / "mnist_5k.png").read_bytes()
-    assert said.endswith(run(mnist_5k, monkeypatch, capsys, "--out", tmp_path))
-    assert (tmp_path / "mnist_5k.png").read_bytes() == picture
-    assert (tmp_path / "mnist_5k-dark.png").exists()
+    picture = (tmp_path / "mnist_5k_smoke.png").read_bytes()
+    commands.show(mnist_5k.tiny(mnist_5k.STUDY), tmp_path, mnist_5k.draw)
+    assert said.endswith(capsys.readouterr().out)
+    assert (tmp_path / "mnist_5k_smoke.png").read_bytes() == picture
+    assert (tmp_path / "mnist_5k_smoke-dark.png").exists()
 
 
 MINE = """

@@ -1,0 +1,97 @@
+"""The commands of a study: --tune, --report, and neither, for what was reported.
+
+`<name>.json` keeps the runs that chose, `<name>_report.json` those of the report, apart
+so that both stay small, and `<name>.png` is its picture.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.lib import fixed_sets, rehearsal, report, reporting
+from benchmarks.lib.blind import Committed
+from benchmarks.lib.choose import Choice
+from benchmarks.lib.results import Results
+from benchmarks.lib.results_table import table
+from benchmarks.lib.store import Store
+from benchmarks.lib.study import Bench, Study
+
+SETTINGS = Path(__file__).parents[1] / "settings"  # those that are committed
+Draw = Callable[[Results, Path], None]
+
+
+def parser(description: str, name: str) -> argparse.ArgumentParser:
+    """The options of every study; a script may add its own."""
+    made = report.parser(description)
+    made.add_argument("--settings", type=Path, default=SETTINGS / f"{name}.json")
+    what = made.add_mutually_exclusive_group()
+    what.add_argument(
+        "--tune", action="store_true", help="choose, on validation images"
+    )
+    what.add_argument(
+        "--report", action="store_true", help="run what was chosen on test images"
+    )
+    return made
+
+
+def run(
+    options: argparse.Namespace,
+    study: Study,
+    tiny: Study,
+    draw: Draw,
+    threads: int = 1,
+) -> None:
+    """What was asked for; `tiny` is the study of a smoke run."""
+    out, store = options.out, reported(study, options.out)
+    if options.smoke:
+        smoke(tiny, out, draw, threads)
+    elif options.tune:
+        tune(study, out, options.settings)
+        tell(f"Wrote {options.settings.name}: commit it, then --report.")
+    elif options.report:
+        reporting.run(study, Committed(options.settings), store, tell, threads)
+        tell("All runs are there: the same without --report makes table and picture.")
+    else:
+        show(study, out, draw)
+
+
+def tune(study: Study, out: Path, path: Path) -> None:
+    """Search on validation images, and write what was chosen."""
+    settings = Choice(Bench(study), Store(out / f"{study.name}.json"), tell).run()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report.write_json(path, settings)
+
+
+def reported(study: Study, out: Path) -> Store:
+    return Store(out / f"{study.name}_report.json")
+
+
+def show(study: Study, out: Path, draw: Draw) -> None:
+    """Table and picture, of the file alone."""
+    store = reported(study, out)
+    if not store.head:
+        sys.exit(
+            f"{store.path.name} is not in {out}: nothing was reported yet. Run --tune, "
+            "commit the settings, run --report; or name the folder with --out."
+        )
+    found = Results(store)
+    tell(table(found))
+    draw(found, out / f"{study.name}.png")
+
+
+def smoke(study: Study, out: Path, draw: Draw, threads: int = 1) -> None:
+    """All commands in a row, anew; no image that tests the study itself is read."""
+    try:
+        fixed_sets.tuning_sets(study.source)
+    except FileNotFoundError as error:
+        tell(f"Skipped: {error}")
+        return
+    (out / f"{study.name}_report.json").unlink(missing_ok=True)
+    permit = rehearsal.chosen(study, out, tell)
+    reporting.run(study, permit, reported(study, out), tell, threads)
+    show(study, out, draw)
+
+
+def tell(line: str) -> None:
+    print(line, flush=True)
