@@ -3,6 +3,7 @@
 And the site, built once.
 """
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -41,9 +42,31 @@ def x64():
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory):
+def once(tmp_path_factory):
+    """`once(name, make)`: the path to what `make(path)` writes, made by whichever of
+    the test processes asks first."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def get(name, make):
+        path, part = shared / name, shared / f"{name}.part"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                make(part)
+                part.replace(path)
+        return path
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def site(once):
     """The folder of the site; needs the extra `docs` and is not skipped without it."""
-    folder = tmp_path_factory.mktemp("site")
+    return once("site", build_site)
+
+
+def build_site(folder):
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder],
         cwd=Path(__file__).parents[1],
@@ -53,4 +76,3 @@ def site(tmp_path_factory):
     )
     assert built.returncode == 0, built.stderr
     assert "WARNING" not in built.stderr
-    return folder

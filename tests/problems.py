@@ -162,6 +162,21 @@ def climb_of(ascent, grads, params):
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
+def ascent_with_memory(rho):
+    """Climb along the gradient minus its moving average: an ascent with a memory."""
+    climb = optax_sam.steepest_ascent(rho)
+
+    def init(params):
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def update(updates, memory, params=None):
+        away = jax.tree.map(jnp.subtract, updates, memory)
+        memory = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, memory, updates)
+        return climb.update(away, climb.init(params), params)[0], memory
+
+    return optax.GradientTransformation(init, update)
+
+
 def quick_jit(function):
     """`jax.jit`, compiled in half the time."""
     return jax.jit(function, compiler_options=QUICK)

@@ -6,11 +6,11 @@ import subprocess
 
 import numpy as np
 import pytest
+from committed import study
 
 from benchmarks.accuracy import mnist_5k, own_method, which_method
-from benchmarks.lib import commands, fixed_sets, loop, methods, report, statistics
+from benchmarks.lib import commands, fixed_sets, loop, methods, statistics
 from benchmarks.lib.choose import Choice
-from benchmarks.lib.results import Results
 from benchmarks.lib.store import Store
 from benchmarks.lib.study import Bench, packed
 
@@ -125,8 +125,6 @@ def test_before_the_last_fifth_it_is_the_base():
 
 # --- what is committed --------------------------------------------------------------
 
-COMMITTED = report.RESULTS / "mnist_5k_report.json"
-
 
 def blob(path) -> str:
     """git's hash of a file."""
@@ -135,7 +133,7 @@ def blob(path) -> str:
 
 
 def test_the_results_are_of_the_committed_settings():
-    head, path = Store(COMMITTED).head, commands.SETTINGS / "mnist_5k.json"
+    head, path = study("mnist_5k").head, commands.SETTINGS / "mnist_5k.json"
     assert head["settings_blob"] == blob(path)
     assert head["seeds"] == list(mnist_5k.STUDY.seeds)
     settings = json.loads(path.read_text(encoding="utf-8"))
@@ -144,7 +142,7 @@ def test_the_results_are_of_the_committed_settings():
 
 
 def test_all_rows_are_there_sound_and_inside_of_their_grids():
-    found = Results(Store(COMMITTED))
+    found = study("mnist_5k")
     assert [*found.tasks, *found.unsound] == list(mnist_5k.STUDY.tasks)
     for task in found.tasks:
         for name, row in found.rows(task).items():
@@ -157,7 +155,7 @@ def test_all_rows_are_there_sound_and_inside_of_their_grids():
 def test_one_run_again_is_the_committed_one(name):
     """Another processor sums in another order, and a run of 165 steps may end a few
     test images apart; other settings or images would end points apart."""
-    found = Results(Store(COMMITTED))
+    found = study("mnist_5k")
     row = found.rows(mnist_5k.SGD)[name]
     bench = Bench(mnist_5k.STUDY)
     key = mnist_5k.STUDY.key(

@@ -2,13 +2,12 @@
 
 import json
 import os
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -18,56 +17,23 @@ STEPS, EVERY = 40, 10
 TIMEOUT = 240
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def start(out, processes, devices, *options):
+def start(out, count, devices, *options):
     """The processes of one run, each with its share of simulated devices."""
     command = [
         *(sys.executable, "-m", "benchmarks.pods.pod_train"),
         *("--steps", str(STEPS), "--devices", str(devices), "--out", str(out)),
         *options,
     ]
-    if processes > 1:
-        address = f"127.0.0.1:{free_port()}"
-        command += ["--coordinator", address, "--processes", str(processes)]
+    if count > 1:
+        address = f"127.0.0.1:{processes.free_port()}"
+        command += ["--coordinator", address, "--processes", str(count)]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    running = []
-    for rank in range(processes):
-        ranked = [*command, "--rank", str(rank)] if processes > 1 else command
-        running.append(
-            subprocess.Popen(
-                ranked,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=os.environ | {"PYTHONPATH": path},
-            )
-        )
-    return running
+    ranks = [["--rank", str(rank)] if count > 1 else [] for rank in range(count)]
+    return processes.start([command + rank for rank in ranks], PYTHONPATH=path)
 
 
 def finish(running):
-    """What each process printed; all must have ended well."""
-    try:
-        ended = [process.communicate(timeout=TIMEOUT) for process in running]
-    finally:
-        kill(running)
-    for process, (_, errors) in zip(running, ended, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-    return [printed for printed, _ in ended]
-
-
-def kill(running):
-    for process in running:
-        process.kill()
-    for process in running:
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
+    return processes.finish(running, TIMEOUT)
 
 
 def metrics(out):
@@ -100,7 +66,7 @@ def test_killed_and_resumed(uninterrupted, tmp_path):
         wait_for_checkpoint(folder, running)
         assert all(process.poll() is None for process in running)
     finally:
-        kill(running)
+        processes.kill(running)
     assert not (tmp_path / "pod_train.json").exists()
 
     first, _ = finish(start(tmp_path, 2, 4, *options))

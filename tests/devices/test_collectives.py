@@ -16,7 +16,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from problems import QUICK, quick_jit
+from problems import QUICK, ascent_with_memory, quick_jit
 
 import optax_sam
 from benchmarks.lib import hlo
@@ -303,21 +303,6 @@ def test_m_sam_averages_once(door, context, microbatch_size):
     assert counts(on_devices(run)) == {"all-reduce": 1}
 
 
-def friendly_ascent(rho):
-    """Climb along the gradient minus its moving average: an ascent with a memory."""
-    climb = optax_sam.steepest_ascent(rho)
-
-    def init(params):
-        return jax.tree.map(jnp.zeros_like, params)
-
-    def update(updates, memory, params=None):
-        away = jax.tree.map(jnp.subtract, updates, memory)
-        memory = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, memory, updates)
-        return climb.update(away, climb.init(params), params)[0], memory
-
-    return optax.GradientTransformation(init, update)
-
-
 #: A state that is made of averages needs the clean gradient's too: it rides along.
 PRODUCTS = {
     "place in the chain": lambda: optax.chain(
@@ -326,7 +311,9 @@ PRODUCTS = {
     "adaptive": lambda: optax_sam.asam(RHO, axis_name="data"),
     "two steps": lambda: optax_sam.m_sam(RHO, axis_name="data", num_steps=2),
     "schedule": lambda: optax_sam.m_sam(lambda t: RHO / (1 + t), axis_name="data"),
-    "friendly": lambda: optax_sam.m_sam(ascent=friendly_ascent(RHO), axis_name="data"),
+    "friendly": lambda: optax_sam.m_sam(
+        ascent=ascent_with_memory(RHO), axis_name="data"
+    ),
 }
 
 

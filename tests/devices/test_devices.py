@@ -19,7 +19,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from problems import TANH_START, quick_jit, tanh_loss
+from problems import TANH_START, ascent_with_memory, quick_jit, tanh_loss
 
 import optax_sam
 
@@ -363,21 +363,6 @@ def test_examples_in_several_arguments_and_several_at_once(context, at_once):
 # --- Door 1: the transformations -----------------------------------------------------
 
 
-def friendly_ascent(rho):
-    """Climb along the gradient minus its moving average: an ascent with a memory."""
-    climb = optax_sam.steepest_ascent(rho)
-
-    def init(params):
-        return jax.tree.map(jnp.zeros_like, params)
-
-    def update(updates, memory, params=None):
-        away = jax.tree.map(jnp.subtract, updates, memory)
-        memory = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, memory, updates)
-        return climb.update(away, climb.init(params), params)[0], memory
-
-    return optax.GradientTransformation(init, update)
-
-
 def random_sam(**options):
     ascent = optax_sam.random_ascent(RHO, key=jax.random.key(7))
     return optax_sam.sharpness_aware(ascent, **options)
@@ -479,7 +464,7 @@ def test_products(product, context, microbatch_size):
 @everywhere
 def test_state_is_made_of_averages(context, microbatch_size):
     """The same on every device, and for every placement of the sub-batches."""
-    product = functools.partial(optax_sam.m_sam, ascent=friendly_ascent(RHO))
+    product = functools.partial(optax_sam.m_sam, ascent=ascent_with_memory(RHO))
     params, memory = train_with(product, TANH, context, microbatch_size)
     size = microbatch_size or ON_EACH
     expected = oracle(TANH, size, away_from_memory, steps=STEPS)
@@ -527,7 +512,7 @@ def test_climb_that_does_not_see_the_gradient(context):
 
 
 def test_bare_chain_refuses_a_state_that_would_differ():
-    sam = optax_sam.sharpness_aware(friendly_ascent(RHO), has_aux=True)
+    sam = optax_sam.sharpness_aware(ascent_with_memory(RHO), has_aux=True)
     tx = optax.chain(sam, optax_sam.mean_over("data"))
     step = training(TANH, tx, inside=False)
     with pytest.raises(ValueError, match=r"axis_name='data'\), and drop mean_over"):

@@ -20,6 +20,7 @@ import pytest
 pytestmark = pytest.mark.slow
 DESKTOP, PHONE = 1400, 390  # the widths
 HEIGHT = 900
+ALL_PAGES = "/all_pages.html"
 
 MEASURE = """
 const scrolls = box => box && box.tagName !== "ARTICLE" && (
@@ -54,7 +55,21 @@ window.onload = () => {
 
 
 class Pages(http.server.SimpleHTTPRequestHandler):
-    """A server of the site, without a line for every request."""
+    """A server of the site and of one page of all pages, which is no file: other tests
+    read the folder meanwhile. No line for every request."""
+
+    def __init__(self, *args, all_pages, **options):
+        self.all_pages = all_pages.encode()
+        super().__init__(*args, **options)
+
+    def do_GET(self):
+        if self.path != ALL_PAGES:
+            return super().do_GET()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(self.all_pages)))
+        self.end_headers()
+        self.wfile.write(self.all_pages)
 
     def log_message(self, *args):
         pass
@@ -85,20 +100,28 @@ def frames(folder):
 
 
 @pytest.fixture(scope="module")
-def measured(site, tmp_path_factory):
+def measured(site, once, tmp_path_factory):
     """What `measure` says of each page in each width."""
-    browser = chromium()
-    (site / "all_pages.html").write_text(frames(site), encoding="utf-8")
-    handler = functools.partial(Pages, directory=site)
+    profile = tmp_path_factory.mktemp("chromium")
+
+    def write(path):
+        path.write_text(measured_by(chromium(), site, profile), encoding="utf-8")
+
+    return json.loads(once("measured.json", write).read_text(encoding="utf-8"))
+
+
+def measured_by(browser, site, profile):
+    """The JSON that the page of all pages writes into itself."""
+    handler = functools.partial(Pages, directory=site, all_pages=frames(site))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         shown = subprocess.run(
             [
                 browser,
                 *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
-                f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+                f"--user-data-dir={profile}",
                 "--dump-dom",
-                f"http://127.0.0.1:{server.server_port}/all_pages.html",
+                f"http://127.0.0.1:{server.server_port}{ALL_PAGES}",
             ],
             capture_output=True,
             text=True,
@@ -106,9 +129,8 @@ def measured(site, tmp_path_factory):
             check=True,
         )
         server.shutdown()
-    (site / "all_pages.html").unlink()
     found = re.search(r'<pre id="measured">(.*?)</pre>', shown.stdout, re.DOTALL)
-    return json.loads(html.unescape(found[1]))
+    return html.unescape(found[1])
 
 
 def test_every_page_was_drawn_in_both_widths(site, measured):

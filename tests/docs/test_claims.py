@@ -8,10 +8,8 @@ import re
 import statistics
 from pathlib import Path
 
+from committed import gains_of, study
 from write_claims import MEASURED, PAGE, TABLE, filled, result
-
-from benchmarks.lib.results import Results
-from benchmarks.lib.store import Store
 
 ROOT = PAGE.parents[1]
 SIDE_BY_SIDE = ("complementary", "overlapping", "unclear")
@@ -66,9 +64,7 @@ def with_errors():
     methods = result("which_method")["methods"]
     pairs = [m[k] for m in methods for k in ("gain", "gain_over_best_length")]
     pairs += [row["gain"] for row in result("m_sharpness")["summary"] if row["gain"]]
-    study = Results(Store(ROOT / "benchmarks" / "results" / "mnist_5k_report.json"))
-    for method in study.methods("SGD"):
-        pairs += [(g.mean, g.error) for g in study.gains("SGD", method).values()]
+    pairs += [(one.mean, one.error) for one in gains_of(study("mnist_5k"))]
     return {f"{mean:+.2f} ± {error:.2f}" for mean, error in [*pairs, *differences()]}
 
 

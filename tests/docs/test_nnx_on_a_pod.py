@@ -1,18 +1,16 @@
 """The files of docs/nnx_on_a_pod.md: they run, and print and count what it says."""
 
 import json
-import os
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pages
+import processes
 import pytest
-from test_processes import free_port
 
 slow = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -48,34 +46,20 @@ def losses(lines):
     return [line for line in lines if line.startswith("step")]
 
 
-def train(folder, out, steps, processes=2, devices=8):
+def train(folder, out, steps, count=2, devices=8):
     """What process 0 printed in a rehearsal; all must have ended well."""
-    port, command = free_port(), [sys.executable, folder / "train.py", out, str(steps)]
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices // processes),
-        "PYTHONPATH": str(ROOT),
-        "no_proxy": "localhost",
-    }
-    running = [
-        subprocess.Popen(
-            [*command, f"localhost:{port}", str(processes), str(rank)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    try:
-        ended = [process.communicate(timeout=300) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    for process, (_, errors) in zip(running, ended, strict=True):
-        assert process.returncode == 0, errors[-3000:]
+    address = f"localhost:{processes.free_port()}"
+    command = [sys.executable, folder / "train.py", out, str(steps), address]
+    running = processes.start(
+        [[*command, str(count), str(rank)] for rank in range(count)],
+        JAX_PLATFORMS="cpu",
+        JAX_NUM_CPU_DEVICES=str(devices // count),
+        PYTHONPATH=str(ROOT),
+        no_proxy="localhost",
+    )
+    ended = processes.finish(running)
     # Gloo's threads write lines of their own.
-    printed = [[x for x in out.splitlines() if "Gloo" not in x] for out, _ in ended]
+    printed = [[x for x in out.splitlines() if "Gloo" not in x] for out in ended]
     assert not any(printed[1:])
     return printed[0]
 

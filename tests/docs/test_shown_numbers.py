@@ -1,28 +1,21 @@
 """Numbers on the pages of results are those of benchmarks/results/."""
 
-import json
 import re
 import textwrap
 from pathlib import Path
 
 import pytest
+from committed import RESULTS, gains_of, result, study
 from sklearn.neighbors import KNeighborsClassifier
 
 from benchmarks.accuracy.label_noise import SEEDS, parse_seeds
 from benchmarks.lib import results_table
 from benchmarks.lib.data import loaded
-from benchmarks.lib.results import Results
-from benchmarks.lib.store import Store
 from benchmarks.lib.tasks import DIGITS, MNIST
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 EVIDENCE, COST = ROOT / "docs" / "evidence.md", ROOT / "docs" / "cost.md"
-
-
-def result(name):
-    path = ROOT / "benchmarks" / "results" / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def flat(page):
@@ -49,12 +42,15 @@ def pairs(tree):
 
 @pytest.mark.parametrize(("page", "least"), [(README, 9), (EVIDENCE, 80)])
 def test_every_mean_and_error_is_in_a_result(page, least):
-    results = (ROOT / "benchmarks" / "results").glob("*.json")
-    of_study = {(f"{abs(one.mean):.2f}", f"{one.error:.2f}") for one in gains()}
+    results = [result(path.stem) for path in RESULTS.glob("*.json")]
+    of_study = {
+        (f"{abs(one.mean):.2f}", f"{one.error:.2f}")
+        for one in gains_of(study("mnist_5k"))
+    }
     known = of_study | {
         (f"{abs(mean):.{digits}f}", f"{error:.{digits}f}")
-        for path in results
-        for mean, error in pairs(json.loads(path.read_text(encoding="utf-8")))
+        for one in results
+        for mean, error in pairs(one)
         for digits in (1, 2)
     }
     shown = re.findall(r"(\d+\.\d+) ± (\d+\.\d+)", page.read_text(encoding="utf-8"))
@@ -62,21 +58,9 @@ def test_every_mean_and_error_is_in_a_result(page, least):
     assert set(shown) <= known
 
 
-def study() -> Results:
-    return Results(Store(ROOT / "benchmarks" / "results" / "mnist_5k_report.json"))
-
-
-def gains(found=None):
-    """All that the study of stricter rules compares."""
-    found = found or study()
-    for task in found.tasks:
-        for method in found.methods(task):
-            yield from found.gains(task, method).values()
-
-
 def test_the_table_of_the_study_is_its_own():
     shown = EVIDENCE.read_text(encoding="utf-8")
-    block = textwrap.indent(results_table.table(study()), "    ")
+    block = textwrap.indent(results_table.table(study("mnist_5k")), "    ")
     assert "\n".join(line.rstrip() for line in block.splitlines()) in shown
 
 
@@ -146,7 +130,7 @@ def test_the_headline_is_that_of_the_json():
         written(label_noise("mnist", role, "adamw")["summary"]["test_accuracy"])
         for role in ("m-SAM", "best")
     )
-    short = study().gains("SGD", "m-SAM")["chosen length"]
+    short = study("mnist_5k").gains("SGD", "m-SAM")["chosen length"]
     page = flat(README)
     assert f"reaches {base} % test accuracy with AdamW at its best length" in page
     assert f"and {m_sam} % with m-SAM" in page
