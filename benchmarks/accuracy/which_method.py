@@ -1,6 +1,6 @@
 """Which method to take: accuracy against cost, for every method of the family.
 
-Tasks A and B of label_noise.py with SGD: real images, 40 % of the training labels
+Tasks A and B of flatness.py with SGD: real images, 40 % of the training labels
 wrong. Every method gets its own grid of learning rate, decay and rho (LookSAM's alpha
 too), as many points as the base optimizer, LookSAM more. It is tuned on *validation*
 images of tuning seeds: all points on two seeds, the best three on eight more. What was
@@ -15,7 +15,7 @@ the gains gets a bootstrap interval, and "reached" is said only if its lower end
 above 0.9.
 
 All methods train for the same number of epochs. Under label noise a shorter training
-is a rival that costs less, so the base at its best length (from label_noise.py, where
+is a rival that costs less, so the base at its best length (from flatness.py, where
 it was searched more finely) is run as well. BatchNorm's averages are taken once, at
 the end, over all training images: methods without a clean pass have none along the way.
 Methods that skip gradients are not vmapped over seeds.
@@ -43,7 +43,7 @@ import numpy as np
 import optax
 
 import optax_sam
-from benchmarks.accuracy import label_noise, own_method, which_method_report
+from benchmarks.accuracy import flatness, own_method, which_method_report
 from benchmarks.lib import evaluation, methods, report, training
 from benchmarks.lib.data import Examples, Split, loaded
 from benchmarks.lib.networks import BATCH_NORM_MOMENTUM
@@ -79,7 +79,7 @@ class Point(NamedTuple):
 class Grid:
     """One task: learning rate and decay of the base and of the family; rho by method.
 
-    They lie around the points at which label_noise.py's base and SAM were the best.
+    They lie around the points at which flatness.py's base and SAM were the best.
     """
 
     task: Task
@@ -390,8 +390,8 @@ class Bench:
         ]
 
     def shorter(self, task: str) -> Cell:
-        """The base at the length that label_noise.py found for it."""
-        found = next(c for c in label_noise.COMPARISONS if c.task.name == task)
+        """The base at the length that flatness.py found for it."""
+        found = next(c for c in flatness.COMPARISONS if c.task.name == task)
         best = next(m for m in found.methods if m.role == "best")
         epochs = min(best.epochs, self.grids[task].epochs)
         return Cell(task, BEST_LENGTH, epochs, Point(*best.settings))

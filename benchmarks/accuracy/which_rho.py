@@ -16,7 +16,7 @@ Everything is on training images and of the base alone; three tuning seeds, of w
 predictions are averaged (geometrically). Batches are those of the training: of the
 task's batch size for SAM and ASAM, sub-batches of m examples for m-SAM.
 
-A task counts once: label_noise.json, m_sharpness.json and complements.json have radii
+A task counts once: flatness.json, m_sharpness.json and complements.json have radii
 tuned on data and networks that are among these already. The tuned radii come from grids
 of three or four points, laid around a first guess, and many lie at an edge.
 

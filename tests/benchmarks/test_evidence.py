@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks.accuracy import (
     fine_tuning,
+    flatness,
     generalization,
-    label_noise,
     m_sharpness,
     which_method,
 )
@@ -276,10 +276,10 @@ def of_tuned(name, work, methods):
     return recorded, lambda seed: work(Cell(**cell), seed)["test"]
 
 
-def of_label_noise():
-    comparisons = result("label_noise")["comparisons"]
+def of_flatness():
+    comparisons = result("flatness")["comparisons"]
     reported = next(c for c in comparisons if c["task"] == MNIST.name)
-    row = label_noise.with_role(reported["methods"], "best")
+    row = flatness.with_role(reported["methods"], "best")
     kind = Kind(row["optimizer"], row["ascent"], row["microbatch"])
     settings = Settings(row["lr"], row["decay"], row["rho"])
 
@@ -321,7 +321,7 @@ def of_which_method():
 
 
 RERUNS = {
-    "label_noise": of_label_noise,
+    "flatness": of_flatness,
     "m_sharpness": of_m_sharpness,
     "which_method": of_which_method,
     "generalization": lambda: of_tuned(

@@ -69,7 +69,7 @@ def with_errors():
 
 
 def runs():
-    comparisons = result("label_noise")["comparisons"]
+    comparisons = result("flatness")["comparisons"]
     return [[method["runs"] for method in one["methods"]] for one in comparisons]
 
 

@@ -9,7 +9,7 @@ Two tasks, with images that come inside packages, so that nothing is downloaded:
 Training, validation and test images, the wrong labels and the initial weights are drawn
 anew for each seed. Settings were tuned on validation images of other seeds. Accuracy is
 that of the last epoch on test images, whose labels are clean. Prints a table for each
-task and writes label_noise.json, with every run, and two pictures. Takes two to three
+task and writes flatness.json, with every run, and two pictures. Takes two to three
 minutes on two cores.
 """
 
@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.accuracy import label_noise_picture
-from benchmarks.accuracy.label_noise_picture import of_runs, with_role
+from benchmarks.accuracy import flatness_picture
+from benchmarks.accuracy.flatness_picture import of_runs, with_role
 from benchmarks.lib import evaluation, report, training
 from benchmarks.lib.data import Split
 from benchmarks.lib.tasks import DIGITS, MNIST, Task
@@ -338,7 +338,7 @@ def table(task: str, comparisons: list[dict], seeds: int) -> Table:
 def main() -> None:
     options = parse_options()
     console = report.console(80)
-    path = options.out / "label_noise.json"
+    path = options.out / "flatness.json"
     if not options.redraw:
         chosen = [c for c in COMPARISONS if c.task.name in options.tasks]
         if options.smoke:
@@ -347,7 +347,7 @@ def main() -> None:
     # Tables and picture are of what the file holds.
     result = json.loads(path.read_text(encoding="utf-8"))
     print_tables(result, console)
-    label_noise_picture.draw(result, path.with_suffix(".png"))
+    flatness_picture.draw(result, path.with_suffix(".png"))
     console.print(f"{result['seconds']:.0f} s. Wrote {path}, which has more measures,")
     console.print("and its pictures, .png")
 
@@ -362,7 +362,7 @@ def tiny(comparison: Comparison) -> Comparison:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = report.parser(__doc__, "label_noise.json")
+    parser = report.parser(__doc__, "flatness.json")
     names = list(dict.fromkeys(c.task.name for c in COMPARISONS))
     parser.add_argument("--tasks", nargs="+", choices=names, default=names)
     parser.add_argument(
