@@ -35,31 +35,39 @@ RHO = {
     "ASAM": Axis((0.5, 1.0, 2.0), low=0.05),
     "m-SAM": Axis((0.05, 0.1, 0.2), low=0.005),
 }
+# Of the base's decay, in the longer trainings: all of it, and a third.
+DECAYS = (1.0, 1 / 3)
 # The small kernels of one run do not keep two cores busy, those of two runs do.
 SIDE_BY_SIDE = 2
 
 
-def study(optimizers: tuple[str, ...], names: tuple[str, ...], seeds) -> Study:
-    """These methods with these optimizers, to be reported on these seeds.
-
-    At 15 epochs the base is at its best: at half and at twice as many it is worse.
-    """
-    rho = {name: RHO[name] for name in names}
+def study(
+    name: str,
+    epochs: int,
+    optimizers: tuple[str, ...],
+    rho: dict[str, Axis],
+    seeds,
+    decays: tuple[float, ...] = (1.0,),
+) -> Study:
+    """These methods with these optimizers, to be reported on these seeds."""
+    tasks = {one: Task(0.4, BASE[one], rho, one.lower()) for one in optimizers}
     return Study(
-        "mnist_5k",
+        name,
         fixed_sets.mnist_5k(),
-        tasks={name: Task(0.4, BASE[name], rho, name.lower()) for name in optimizers},
+        tasks,
         model=PooledCnn(),
         train=1_500,
-        epochs=15,
+        epochs=epochs,
         shortest=4,
         longest=60,
+        decays=decays,
         tuning_seeds=(100, 101, 102),
         seeds=tuple(seeds),
     )
 
 
-STUDY = study((SGD, ADAMW), tuple(RHO), range(1000, 1010))
+# At 15 epochs the base is at its best: at half and at twice as many it is worse.
+STUDY = study("mnist_5k", 15, (SGD, ADAMW), RHO, range(1000, 1010))
 
 
 def tiny(whole: Study) -> Study:

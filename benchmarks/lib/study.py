@@ -50,6 +50,9 @@ class Study:
     batch: int = 128
     m: int = 32
     flips: bool = False
+    # The search of a method starts at the base's best decay times these: a climb
+    # regularizes too, and where labels are wrong it wants less decay beside it.
+    decays: tuple[float, ...] = (1.0,)
     tuning_seeds: tuple[int, ...] = (100,)
     seeds: tuple[int, ...] = tuple(range(1000, 1008))
 

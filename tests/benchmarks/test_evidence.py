@@ -16,7 +16,7 @@ from benchmarks.accuracy import (
     flatness,
     generalization,
     m_sharpness,
-    which_method,
+    which_method_small,
 )
 from benchmarks.lib import evaluation, report, training, tuning, tuning_report
 from benchmarks.lib.data import Examples, loaded
@@ -309,11 +309,11 @@ def accuracy_of(kind, settings, epochs, seed):
 
 
 def of_which_method():
-    bench = which_method.Bench(which_method.GRIDS, [], (), None)
+    bench = which_method_small.Bench(which_method_small.GRIDS, [], (), None)
     cell = bench.shorter(MNIST.name)
     row = next(
         row
-        for row in result("which_method")["runs"]
+        for row in result("which_method_small")["runs"]
         if (row["task"], row["method"]) == (cell.task, cell.method)
     )
     recorded = dict(zip(row["seeds"], row["test"], strict=True))
@@ -323,7 +323,7 @@ def of_which_method():
 RERUNS = {
     "flatness": of_flatness,
     "m_sharpness": of_m_sharpness,
-    "which_method": of_which_method,
+    "which_method_small": of_which_method,
     "generalization": lambda: of_tuned(
         "generalization",
         generalization.work(generalization.BENCHES),

@@ -118,7 +118,7 @@ def written(pair, sign=""):
 def which_method(task, method):
     (found,) = (
         m
-        for m in result("which_method")["methods"]
+        for m in result("which_method_small")["methods"]
         if (m["task"], m["method"]) == (task, method)
     )
     return found["gain"]
@@ -175,7 +175,7 @@ def test_gains_on_other_tasks_are_those_of_the_json():
 
 def which_method_rows():
     """What each method kept of SAM's gain, as a row of the table."""
-    methods = result("which_method")["methods"]
+    methods = result("which_method_small")["methods"]
     of = {(m["task"], m["method"]): m for m in methods}
 
     def cells(m):
