@@ -19,15 +19,14 @@ from benchmarks.accuracy import mnist_5k
 from benchmarks.lib import commands, report, reporting
 from benchmarks.lib.accuracies_picture import draw
 from benchmarks.lib.blind import Committed
-from benchmarks.lib.study import Study
+from benchmarks.lib.grids import Axis
+from benchmarks.lib.study import Study, Task
 
+SGD = mnist_5k.SGD
+BASE = {"lr": Axis((0.1, 0.2, 0.4)), "decay": Axis((0.01, 0.02, 0.04))}
+DECAYS = (1.0, 0.5)
 STUDY = mnist_5k.study(
-    "label_noise",
-    30,
-    (mnist_5k.SGD,),
-    mnist_5k.RHO,
-    range(1010, 1020),
-    mnist_5k.DECAYS,
+    "label_noise", 30, {SGD: Task(0.4, BASE, mnist_5k.RHO)}, range(1010, 1020), DECAYS
 )
 
 

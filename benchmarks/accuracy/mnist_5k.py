@@ -35,22 +35,14 @@ RHO = {
     "ASAM": Axis((0.5, 1.0, 2.0), low=0.05),
     "m-SAM": Axis((0.05, 0.1, 0.2), low=0.005),
 }
-# Of the base's decay, in the longer trainings: all of it, and a third.
-DECAYS = (1.0, 1 / 3)
 # The small kernels of one run do not keep two cores busy, those of two runs do.
 SIDE_BY_SIDE = 2
 
 
 def study(
-    name: str,
-    epochs: int,
-    optimizers: tuple[str, ...],
-    rho: dict[str, Axis],
-    seeds,
-    decays: tuple[float, ...] = (1.0,),
+    name: str, epochs: int, tasks: dict[str, Task], seeds, decays=(1.0,)
 ) -> Study:
-    """These methods with these optimizers, to be reported on these seeds."""
-    tasks = {one: Task(0.4, BASE[one], rho, one.lower()) for one in optimizers}
+    """These tasks on 1,500 images, to be reported on these seeds."""
     return Study(
         name,
         fixed_sets.mnist_5k(),
@@ -66,8 +58,9 @@ def study(
     )
 
 
+TASKS = {one: Task(0.4, BASE[one], RHO, one.lower()) for one in (SGD, ADAMW)}
 # At 15 epochs the base is at its best: at half and at twice as many it is worse.
-STUDY = study("mnist_5k", 15, (SGD, ADAMW), RHO, range(1000, 1010))
+STUDY = study("mnist_5k", 15, TASKS, range(1000, 1010))
 
 
 def tiny(whole: Study) -> Study:

@@ -25,7 +25,7 @@ own_method.py.
 import dataclasses
 from pathlib import Path
 
-from benchmarks.accuracy import mnist_5k, own_method, which_method_report
+from benchmarks.accuracy import label_noise, mnist_5k, own_method, which_method_report
 from benchmarks.lib import commands, report
 from benchmarks.lib.grids import Axis
 from benchmarks.lib.study import Study
@@ -50,8 +50,12 @@ RHO = {
     "stale SAM": SMALL,
     "random perturbation": LARGE,
 }
-STUDY = mnist_5k.study(
-    "which_method", 30, (mnist_5k.SGD,), RHO, range(2000, 2020), mnist_5k.DECAYS
+TASK = dataclasses.replace(label_noise.STUDY.tasks[label_noise.SGD], rho=RHO)
+STUDY = dataclasses.replace(
+    label_noise.STUDY,
+    name="which_method",
+    tasks={label_noise.SGD: TASK},
+    seeds=tuple(range(2000, 2020)),
 )
 FEW = ("SAM", "LookSAM", "momentum SAM")  # of a smoke run
 
