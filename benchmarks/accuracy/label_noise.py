@@ -24,9 +24,13 @@ from benchmarks.lib.study import Study, Task
 
 SGD = mnist_5k.SGD
 BASE = {"lr": Axis((0.1, 0.2, 0.4)), "decay": Axis((0.01, 0.02, 0.04))}
-DECAYS = (1.0, 0.5)
+RHO = {
+    "SAM": Axis((0.1,), low=0.005),
+    "ASAM": Axis((0.5,), low=0.05),
+    "m-SAM": Axis((0.1,), low=0.005),
+}
 STUDY = mnist_5k.study(
-    "label_noise", 30, {SGD: Task(0.4, BASE, mnist_5k.RHO)}, range(1010, 1020), DECAYS
+    "label_noise", 30, {SGD: Task(0.4, BASE, RHO)}, range(1010, 1020), from_best=False
 )
 
 

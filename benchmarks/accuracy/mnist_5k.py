@@ -40,7 +40,7 @@ SIDE_BY_SIDE = 2
 
 
 def study(
-    name: str, epochs: int, tasks: dict[str, Task], seeds, decays=(1.0,)
+    name: str, epochs: int, tasks: dict[str, Task], seeds, from_best: bool = True
 ) -> Study:
     """These tasks on 1,500 images, to be reported on these seeds."""
     return Study(
@@ -52,7 +52,7 @@ def study(
         epochs=epochs,
         shortest=4,
         longest=60,
-        decays=decays,
+        from_best=from_best,
         tuning_seeds=(100, 101, 102),
         seeds=tuple(seeds),
     )

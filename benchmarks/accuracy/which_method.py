@@ -30,12 +30,12 @@ from benchmarks.lib import commands, report
 from benchmarks.lib.grids import Axis
 from benchmarks.lib.study import Study
 
-# Where the searches for rho start; they go on beyond these.
-SMALL = Axis((0.05, 0.1, 0.2), low=0.005)
-SELDOM = Axis((0.1, 0.2, 0.4), low=0.01)  # of those that climb on a part of the steps
-LARGE = Axis((0.5, 1.0, 2.0), low=0.05)
+# Where the searches for rho start; they go on from there.
+SMALL = Axis((0.1,), low=0.005)
+SELDOM = Axis((0.2,), low=0.01)  # of those that climb on a part of the steps
+LARGE = Axis((1.0,), low=0.05)
 RHO = {
-    **mnist_5k.RHO,
+    **label_noise.RHO,
     "GSAM": SMALL,
     "WSAM": SMALL,
     "LE-SAM": SMALL,  # its budget, in units of the loss

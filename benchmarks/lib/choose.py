@@ -2,8 +2,8 @@
 
 The base is searched over learning rate and decay at the epochs of the study, at twice
 as many and at half, and at further lengths while the best is the longest or shortest.
-A method is searched over rho at the base's best learning rate and decay (and at the
-study's multiples of that decay), and from there over all three. A point counts by its
+A method is searched over rho at the base's best learning rate and decay, or at all of
+the base's grid, and from the best of these over all three. A point counts by its
 mean over the tuning seeds. In the end the base, at both lengths that gains are taken
 over, is given as many points as the method that was tried most. Stages alternate
 between the tasks, so that what was run when the time is up is the same for all.
@@ -81,25 +81,20 @@ class Choice:
         rho = self.study.tasks[task].rho
         if method not in rho:
             return
-        found = self.base[task, self.study.epochs]
-        axes = self.around(task, found, self.study.decays) | {"rho": rho[method]}
+        best = self.base[task, self.study.epochs]
+        whole = self.study.tasks[task].base
+        start = self.around(task, best) if self.study.from_best else whole
+        axes = start | {"rho": rho[method]}
 
         def evaluate(points: list[Point]):
             return self.values(task, method, self.study.epochs, points)
 
         self.methods[task, method] = search(axes, evaluate)
 
-    def around(self, task: str, found: Found, decays=(1.0,)) -> dict[str, Axis]:
-        """The base's axes, with its best point to start at, and multiples of its
-        decay."""
-        times = {"decay": decays}
+    def around(self, task: str, found: Found) -> dict[str, Axis]:
+        """The base's axes, with its best point alone to start at."""
         return {
-            name: Axis(
-                tuple(found.best[name] * one for one in times.get(name, (1.0,))),
-                axis.ratio,
-                axis.low,
-                axis.high,
-            )
+            name: Axis((found.best[name],), axis.ratio, axis.low, axis.high)
             for name, axis in self.study.tasks[task].base.items()
         }
 

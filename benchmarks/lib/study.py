@@ -50,9 +50,10 @@ class Study:
     batch: int = 128
     m: int = 32
     flips: bool = False
-    # The search of a method starts at the base's best decay times these: a climb
-    # regularizes too, and where labels are wrong it wants less decay beside it.
-    decays: tuple[float, ...] = (1.0,)
+    # Where the search of a method starts: at the base's best learning rate and decay,
+    # or on the whole grid of both. A climb regularizes, too, and where labels are wrong
+    # the best of the base, with much decay, is far from the best of a method.
+    from_best: bool = True
     tuning_seeds: tuple[int, ...] = (100,)
     seeds: tuple[int, ...] = tuple(range(1000, 1008))
 

@@ -91,17 +91,15 @@ def test_a_point_counts_by_its_mean_over_the_tuning_seeds(tmp_path):
     assert right.mean() == pytest.approx(0.8)
 
 
-def test_a_method_is_searched_at_less_decay_too(tmp_path):
-    """Once at the base's, 0.01 (of equals the first), and once at half of it."""
+def test_a_method_is_searched_on_the_grid_of_the_base_too(tmp_path):
     study = label_noise.STUDY
     choice = Choice(Formula(study), Store(tmp_path / "runs.json"), lambda line: None)
     choice.of_base(mnist_5k.SGD)
-    assert choice.base[mnist_5k.SGD, study.epochs].best == {"lr": 0.2, "decay": 0.01}
     choice.of_method(mnist_5k.SGD, "SAM")
-    start = [point for point, _ in choice.methods[mnist_5k.SGD, "SAM"].tried[:6]]
-    assert {(p["decay"], p["rho"]) for p in start} == {
-        (decay, rho) for decay in (0.01, 0.005) for rho in (0.05, 0.1, 0.2)
-    }
+    start = [point for point, _ in choice.methods[mnist_5k.SGD, "SAM"].tried[:9]]
+    grid = {(lr, decay) for lr in (0.1, 0.2, 0.4) for decay in (0.01, 0.02, 0.04)}
+    assert {(point["lr"], point["decay"]) for point in start} == grid
+    assert {point["rho"] for point in start} == {0.1}
 
 
 def test_the_seeds_that_report_chose_nothing():
