@@ -173,6 +173,7 @@ class Choice:
                 if t == task
             },
             "sound": self.sound(task),
+            **self.rival(task),
             "nominated": max(names, key=lambda m: rows[m]["validation"]),
         }
 
@@ -194,8 +195,16 @@ class Choice:
         study = self.study
         return not study.shortest <= round(best / 2) or not 2 * best <= study.longest
 
+    def rival(self, task: str) -> dict:
+        found = self.study.tasks[task].rival
+        return {"rival": found} if found else {}
+
     def sound(self, task: str) -> bool:
-        """Whether the tuned base beats both baselines by two standard errors."""
+        """Whether the tuned base, or a rival's, beats both baselines by two standard
+        errors."""
+        return any(self.beats_baselines(t) for t in (task, *self.rival(task).values()))
+
+    def beats_baselines(self, task: str) -> bool:
         best = self.best_length(task)
         ours = self.right(task, "base", best, self.base[task, best].best)
         return all(

@@ -78,23 +78,36 @@ class Results:
 
     # --- gains ----------------------------------------------------------------------
 
-    def over(self, task: str, row: str) -> dict[str, str]:
-        """The row of the base that each gain of a method is taken over; a method of
-        1.2 gradients a step is held against a base that has 2."""
+    def over(self, task: str, row: str) -> dict[str, tuple[str, str]]:
+        """Task and row of the base that each gain of a method is taken over; a method
+        of 1.2 gradients a step is held against a base that has 2."""
         method = self.rows(task)[row]["method"]
         gradients = methods.BY_NAME[method].gradients
         enough = min(times for times in OF_TIMES if times >= gradients)
-        return {STEPS: BASE, GRADIENTS: OF_TIMES[enough], LENGTH: CHOSEN}
+        return {
+            STEPS: (task, BASE),
+            GRADIENTS: (task, OF_TIMES[enough]),
+            LENGTH: (self.best_base(task), CHOSEN),
+        }
+
+    def best_base(self, task: str) -> str:
+        """The task whose base of the chosen length is the best on validation images:
+        this one, or its rival."""
+        of = self.head["settings"]["tasks"]
+        rival = of[task].get("rival")
+        if rival is None:
+            return task
+        return max(task, rival, key=lambda t: of[t]["rows"][CHOSEN]["validation"])
 
     @functools.cache  # noqa: B019 one object a process
     def gains(self, task: str, row: str) -> dict[str, Gain] | None:
         """None before all of its runs and all of theirs are there."""
         over = self.over(task, row)
-        if not all(self.complete(task, name) for name in (row, *over.values())):
+        if not all(self.complete(*one) for one in ((task, row), *over.values())):
             return None
         ours = self.right(task, row)
         return {
-            name: statistics.gain(ours, self.right(task, theirs))
+            name: statistics.gain(ours, self.right(*theirs))
             for name, theirs in over.items()
         }
 

@@ -48,7 +48,7 @@ def one(axes, found: Results, task, row, name, mark, height) -> None:
     color = report.STYLES.get(row, {"color": OTHER})["color"]
     gain = found.gains(task, row)[name]
     ours = found.right(task, row).mean(1)
-    theirs = found.right(task, found.over(task, row)[name]).mean(1)
+    theirs = found.right(*found.over(task, row)[name]).mean(1)
     seeds = 100 * (ours - theirs)
     axes.scatter(
         seeds, np.full(len(seeds), height + 0.12), s=14, color=color, alpha=0.4, lw=0

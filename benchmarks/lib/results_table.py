@@ -82,6 +82,8 @@ def notes(found: Results) -> Iterator[str]:
     for task in found.tasks:
         of_task = head["settings"]["tasks"][task]
         yield f"{task}: nominated on validation images: {of_task['nominated']}."
+        if (best := found.best_base(task)) != task:
+            yield f"{task}: its chosen length is that of {best}, the better base."
         yield from bounds(task, of_task["rows"])
     yield f"Settings: git blob {head['settings_blob']}."
 

@@ -27,12 +27,17 @@ BASELINES = (baselines.NEIGHBOURS, baselines.LOGISTIC)
 @dataclasses.dataclass(frozen=True)
 class Task:
     """The share of wrong labels, what the base is searched over, and for each method
-    its rho."""
+    its rho.
+
+    `rival`: a task that has the same images with another optimizer. The better of both
+    bases is what counts, against the baselines and at the chosen length.
+    """
 
     noise: float
     base: dict[str, Axis]  # lr, decay
     rho: dict[str, Axis]
     optimizer: str = "sgd"
+    rival: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

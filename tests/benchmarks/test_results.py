@@ -98,6 +98,21 @@ def found(tmp_path_factory):
     return Results(store_of(tmp_path_factory.mktemp("runs") / "report.json"))
 
 
+def test_the_better_base_of_two_optimizers_is_the_rival(tmp_path):
+    rivals = {
+        "clean": settings_of(validation=90),
+        "40 % wrong": settings_of(validation=89) | {"rival": "clean"},
+    }
+    both = Results(store_of(tmp_path / "report.json", **rivals))
+    of = {task: 100 * both.right(task, CHOSEN).mean() for task in TASKS}
+    for task in TASKS:
+        ours = 100 * both.right(task, "SAM").mean()
+        gain = both.gains(task, "SAM")[LENGTH].mean
+        assert gain == pytest.approx(ours - of["clean"])
+    assert of["clean"] != of["40 % wrong"]
+    assert "its chosen length is that of clean" in results_table.table(both)
+
+
 def test_gains_are_over_the_base_with_as_many_steps_and_as_many_gradients(found):
     gains = found.gains("40 % wrong", "m-SAM")
     of = {n: 100 * found.right("40 % wrong", n).mean() for n in ROWS}
