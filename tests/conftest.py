@@ -10,20 +10,25 @@ import sys
 from pathlib import Path
 
 # Most of the time goes to compiling: small programs, run once or twice, and often the
-# same ones. XLA optimizes as ever, LLVM does not; scripts that tests start inherit it.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+# same ones. XLA optimizes as ever, LLVM does not, and what was compiled once is read
+# from a folder; scripts that tests start inherit both.
+os.environ.update(
+    {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+        "--xla_llvm_disable_expensive_passes=true",
+        "JAX_COMPILATION_CACHE_DIR": str(
+            Path(__file__).parents[1] / ".pytest_cache" / "programs"
+        ),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        **os.environ,  # what is set already stays
+    }
 )
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
-PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
-jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(scope="module", autouse=True)

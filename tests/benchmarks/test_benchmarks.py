@@ -79,6 +79,7 @@ def test_shifted_slices_are_a_convolution(stride):
     np.testing.assert_allclose(ours.apply(params, x), flax.apply(params, x), atol=1e-5)
 
 
+@pytest.mark.slow  # a study's machinery, not the library
 def test_one_program_for_all_settings_and_lengths():
     task = flatness.tiny(flatness.COMPARISONS[0]).task
     kind = Kind(ascent="sam", microbatch=10)

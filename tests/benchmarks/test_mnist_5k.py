@@ -33,6 +33,7 @@ def test_a_share_is_the_ratio_of_the_gains():
     assert found.low < found.of < found.high
 
 
+@pytest.mark.slow  # a study's machinery, not the library
 def test_more_intervals_at_once_are_wider():
     base, whole, ours = known(0.80, start=1), known(0.90, start=2), known(0.88)
     one = statistics.share(ours, whole, base, 0.05)
@@ -40,6 +41,7 @@ def test_more_intervals_at_once_are_wider():
     assert six.low < one.low < one.high < six.high
 
 
+@pytest.mark.slow  # a study's machinery, not the library
 def test_an_interval_holds_the_truth_as_often_as_it_says():
     """True gains of 8 and 10 points: at 80 %, of 60 intervals 48 hold the ratio, give
     or take 3 sqrt(60 * 0.8 * 0.2) = 9, or more, as they err to the wide side."""
@@ -117,6 +119,7 @@ def test_only_a_method_that_starts_late_has_a_program_for_each_length():
     assert {name for name, steps in kinds.items() if steps} == {"last 1/5 of steps"}
 
 
+@pytest.mark.slow  # a study's machinery, not the library
 def test_before_the_last_fifth_it_is_the_base():
     """Ten steps, of which the last two climb: after eight (a schedule as if there were
     ten) the parameters are those of the base, after ten they are not."""

@@ -117,6 +117,7 @@ def test_a_shift_moves_an_image_by_whole_pixels():
     assert where == {(i, j) for i in (2, 3, 4) for j in (2, 3, 4)}
 
 
+@pytest.mark.slow  # a study's machinery, not the library
 def test_without_a_technique_the_network_is_that_of_the_others():
     task, x = tasks.MNIST, jax.random.normal(jax.random.key(0), (3, 14, 14, 1))
     variables = jax.jit(lambda x: task.model.init(jax.random.key(1), x, train=True))(x)
@@ -151,6 +152,7 @@ def test_peers_summary_is_that_of_the_raw_values():
             assert ratio["median"] == pytest.approx(median, rel=1e-3)
 
 
+@pytest.mark.slow  # a study's machinery, not the library
 def test_the_jax_peers_take_the_same_steps():
     job, rng = peers.jobs(smoke=True)[0], np.random.default_rng(0)
     images = rng.standard_normal((400, 14, 14, 1), np.float32)

@@ -86,6 +86,8 @@ def measured(topology):
     """In a process of its own: a compiler for TPUs and simulated CPUs do not mix."""
     env = {
         "JAX_PLATFORMS": "cpu",
+        # Each program is compiled once, and only to be read.
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
         "TPU_SKIP_MDS_QUERY": "1",
         # Or two of them at once abort, one on the other's lock file.
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
