@@ -9,7 +9,7 @@ Two tasks, with images that come inside packages, so that nothing is downloaded:
 Training, validation and test images, the wrong labels and the initial weights are drawn
 anew for each seed. Settings were tuned on validation images of other seeds. Accuracy is
 that of the last epoch on test images, whose labels are clean. Prints a table for each
-task and writes flatness.json, with every run, and two pictures. Takes two to three
+task and writes flatness.json, with every run, and a picture. Takes two to three
 minutes on two cores.
 """
 
@@ -349,7 +349,7 @@ def main() -> None:
     print_tables(result, console)
     flatness_picture.draw(result, path.with_suffix(".png"))
     console.print(f"{result['seconds']:.0f} s. Wrote {path}, which has more measures,")
-    console.print("and its pictures, .png")
+    console.print("and its picture, .png")
 
 
 def tiny(comparison: Comparison) -> Comparison:

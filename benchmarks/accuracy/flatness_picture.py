@@ -1,5 +1,4 @@
-"""The pictures of flatness.py: accuracies on one task, and the held-out loss around
-each solution."""
+"""The picture of flatness.py: the held-out loss around each solution."""
 
 from pathlib import Path
 
@@ -7,16 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks.lib import pictures, report
-from benchmarks.lib.accuracies_picture import Line, chart
 
-SHOWN = "mnist"  # the task of the first picture, where it was run
-DRAWN = ("SAM", "m-SAM")  # beside the base, in the second
-
-
-def draw(result: dict, path: Path) -> None:
-    """`path` has the losses, `..._accuracy` the accuracies."""
-    draw_flatness(result, path)
-    draw_accuracies(result, path.with_stem(f"{path.stem}_accuracy"))
+DRAWN = ("SAM", "m-SAM")  # beside the base
 
 
 def with_role(rows: list[dict], role: str) -> dict:
@@ -27,54 +18,7 @@ def of_runs(row: dict, name: str) -> np.ndarray:
     return np.array([run[name] for run in row["runs"]])
 
 
-# --- accuracies ---------------------------------------------------------------------
-
-
-def draw_accuracies(result: dict, path: Path) -> None:
-    """Every method of one task, with both optimizers, the best above."""
-    comparisons = result["comparisons"]
-    tasks = [one["task"] for one in comparisons]
-    task = SHOWN if SHOWN in tasks else tasks[0]
-    rows = [row for one in comparisons if one["task"] == task for row in one["methods"]]
-    lines = [
-        Line(
-            label(row),
-            of_runs(row, "test_accuracy"),
-            report.STYLES[row["role"]]["color"],
-        )
-        for row in rows
-    ]
-    lines.sort(key=lambda line: -line.values.mean())
-    chart(lines, accuracy_claim(comparisons, rows, task), path)
-
-
-def label(row: dict) -> str:
-    """With the optimizer in front, and the length of what has no other name."""
-    optimizer = {"sgd": "SGD", "adamw": "AdamW"}[row["optimizer"]]
-    if row["ascent"] is None:
-        length = f"{optimizer}, {row['epochs']} epochs"
-        return f"{length} (best)" if row["role"] == "best" else length
-    return f"{optimizer} + {row['name'].removeprefix(f'{optimizer}, ')}"
-
-
-def accuracy_claim(comparisons: list[dict], rows: list[dict], task: str) -> str:
-    """What the best row gains over its optimizer at the best length."""
-    first = next(one for one in comparisons if one["task"] == task)
-    images = first["title"].split(",")[0]
-    top = max(rows, key=lambda row: row["summary"]["test_accuracy"][0])
-    noise = f"{images}, {100 * first['label_noise']:.0f} % of the training labels wrong"
-    gained = top["summary"]["gain_over_best_length"]
-    if gained is None:
-        return f"{noise}: nothing beats {label(top)}"
-    told = report.plus_minus(gained, 1, "+")
-    base = label(top).split(" + ")[0]
-    return f"{noise}.\n{label(top)}: {told} points over {base} at its best length"
-
-
-# --- the held-out loss around each solution -----------------------------------------
-
-
-def draw_flatness(result: dict, path: Path) -> None:
+def draw(result: dict, path: Path) -> None:
     """A panel for each comparison: base and SAM, along random directions."""
     comparisons = result["comparisons"]
     figure, axes = pictures.new(3.0, 1, len(comparisons), squeeze=False)

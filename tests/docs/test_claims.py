@@ -64,7 +64,8 @@ def with_errors():
     methods = result("which_method_small")["methods"]
     pairs = [m[k] for m in methods for k in ("gain", "gain_over_best_length")]
     pairs += [row["gain"] for row in result("m_sharpness")["summary"] if row["gain"]]
-    pairs += [(one.mean, one.error) for one in gains_of(study("mnist_5k"))]
+    studies = [gains_of(study(name)) for name in ("label_noise", "mnist_5k")]
+    pairs += [(one.mean, one.error) for of in studies for one in of]
     return {f"{mean:+.2f} ± {error:.2f}" for mean, error in [*pairs, *differences()]}
 
 

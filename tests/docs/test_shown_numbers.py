@@ -15,6 +15,7 @@ from benchmarks.lib.tasks import DIGITS, MNIST
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+STUDIES = ("label_noise", "mnist_5k")
 EVIDENCE, COST = ROOT / "docs" / "evidence.md", ROOT / "docs" / "cost.md"
 
 
@@ -45,7 +46,8 @@ def test_every_mean_and_error_is_in_a_result(page, least):
     results = [result(path.stem) for path in RESULTS.glob("*.json")]
     of_study = {
         (f"{abs(one.mean):.2f}", f"{one.error:.2f}")
-        for one in gains_of(study("mnist_5k"))
+        for name in STUDIES
+        for one in gains_of(study(name))
     }
     known = of_study | {
         (f"{abs(mean):.{digits}f}", f"{error:.{digits}f}")
@@ -58,9 +60,10 @@ def test_every_mean_and_error_is_in_a_result(page, least):
     assert set(shown) <= known
 
 
-def test_the_table_of_the_study_is_its_own():
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_table_of_the_study_is_its_own(name):
     shown = EVIDENCE.read_text(encoding="utf-8")
-    block = textwrap.indent(results_table.table(study("mnist_5k")), "    ")
+    block = textwrap.indent(results_table.table(study(name)), "    ")
     assert "\n".join(line.rstrip() for line in block.splitlines()) in shown
 
 
@@ -91,17 +94,6 @@ def test_where_nearest_neighbours_stand_in_the_first_table():
     assert known < of["mnist"]["SAM"]
 
 
-def of_small_nets(task, role, optimizer="sgd"):
-    (found,) = (
-        method
-        for comparison in result("flatness")["comparisons"]
-        for method in comparison["methods"]
-        if (comparison["task"], method["role"]) == (task, role)
-        and method["optimizer"] == optimizer
-    )
-    return found
-
-
 def generalization(task, method):
     (found,) = (
         row
@@ -125,17 +117,26 @@ def which_method(task, method):
 
 
 def test_the_headline_is_that_of_the_json():
-    clean = generalization("MLP, clean", "SAM")["gain_over_best_length"]
-    m_sam, base = (
-        written(of_small_nets("mnist", role, "adamw")["summary"]["test_accuracy"])
-        for role in ("m-SAM", "best")
+    found, page = study("label_noise"), flat(README)
+    base, ours = (
+        f"{found.accuracy('AdamW', row, 'test').mean:.2f}" for row in ("base", "m-SAM")
     )
+    assert f"from {base} to {ours} % test accuracy with AdamW" in page
+    smallest = {which: of_study(one.gain) for which, one in found.verdicts().items()}
+    assert f"AdamW: {smallest['AdamW', 'm-SAM']} points" in page
+    m_sam, sam = found.gains("AdamW", "m-SAM"), found.gains("SGD", "SAM")
+    assert m_sam["chosen length"].mean > m_sam["equal steps"].mean
+    clean = generalization("MLP, clean", "SAM")["gain_over_best_length"]
     short = study("mnist_5k").gains("SGD", "m-SAM")["chosen length"]
-    page = flat(README)
-    assert f"reaches {base} % test accuracy with AdamW at its best length" in page
-    assert f"and {m_sam} % with m-SAM" in page
-    assert f"SAM gained {written(clean, '+')} points" in page
-    assert f"m-SAM {short.mean:.2f} ± {short.error:.2f}" in page
+    assert f"plain SAM gained {of_study(sam['chosen length'])} points over SGD" in page
+    assert f"with clean labels {written(clean, '+')}," in page
+    assert f"in a shorter training m-SAM {of_study(short)}." in page
+    both = [smallest[task, "m-SAM"] for task in ("SGD", "AdamW")]
+    assert "m-SAM {} points with SGD, {} with AdamW".format(*both) in page
+
+
+def of_study(gain):
+    return f"{gain.mean:+.2f} ± {gain.error:.2f}"
 
 
 def test_the_readmes_results_are_those_of_their_jsons():
