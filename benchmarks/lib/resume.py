@@ -5,6 +5,8 @@ and the same command, given again, goes on with the same bits. Killed at any oth
 a run goes on from what was saved last.
 """
 
+import argparse
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from benchmarks.lib.store import Key, Store, named
 
 START = 100.0  # seconds: with less no run is begun, nor what follows its last step
 STOP = 20.0  # what is kept for saving, and for the steps that are under way
@@ -44,6 +48,12 @@ class Checkpoint:
     def __init__(self, path: Path):
         self.path = Path(path)
 
+    @classmethod
+    def of(cls, folder: Path, key: Key) -> "Checkpoint":
+        """That of the run with this key."""
+        name = hashlib.sha256(named(key).encode()).hexdigest()[:16]
+        return cls(folder / f"{name}.npz")
+
     def save(self, number: int, seconds: float, state: Any) -> None:
         """After so many steps and seconds."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +79,17 @@ class Checkpoint:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def minutes(text: str) -> float:
+    """The type of an option --minutes."""
+    found = float(text)
+    if 60 * found < START + STOP:
+        raise argparse.ArgumentTypeError(
+            f"{text} minutes are too few to begin a run: give at least "
+            f"{(START + STOP) / 60:g}."
+        )
+    return found
 
 
 def leaves(state: Any) -> list[np.ndarray]:
@@ -106,6 +127,17 @@ def drive(
         if number < total:
             state = step(state, number)
     return state, before + time.monotonic() - began
+
+
+def complete(store: Store, keys: list[Key], work: Callable[[Key], dict], tell) -> bool:
+    """Make what is missing, as far as the minutes go; whether all is there now."""
+    try:
+        store.run(keys, work)
+    except OutOfTime:
+        done = sum(store.find(key) is not None for key in keys)
+        tell(f"{done} of {len(keys)} runs are there: the same command goes on.")
+        return False
+    return True
 
 
 def keep_programs(folder: Path) -> None:

@@ -1,11 +1,21 @@
 """Runs that stop before the time is up go on with the same bits."""
 
+import argparse
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.lib.resume import START, STOP, Checkpoint, Clock, OutOfTime, drive
+from benchmarks.lib.resume import (
+    START,
+    STOP,
+    Checkpoint,
+    Clock,
+    OutOfTime,
+    drive,
+    minutes,
+)
 
 TOTAL = 12
 
@@ -109,3 +119,9 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         kept.restore(start() | {"w": jnp.zeros(3)})
     with pytest.raises(ValueError, match="other shapes"):
         kept.restore(start() | {"more": jnp.zeros(3)})
+
+
+def test_minutes_in_which_nothing_could_be_done_are_refused():
+    assert minutes("9") == 9
+    with pytest.raises(argparse.ArgumentTypeError, match="at least 2"):
+        minutes("1.5")
