@@ -35,7 +35,7 @@ from benchmarks.cost.models import Decoder, count
 from benchmarks.lib import austen, commands, rehearsal, report, resume
 from benchmarks.lib.blind import Committed
 from benchmarks.lib.grids import Axis
-from benchmarks.lib.language import BASE, BLOCK, GRADIENTS
+from benchmarks.lib.language import BASE, BLOCK, BOTH, GRADIENTS
 from benchmarks.lib.language_study import BASE_ROWS, Bench, Study, tune
 from benchmarks.lib.reporting import check
 from benchmarks.lib.resume import Clock
@@ -57,27 +57,27 @@ def tiny(folder: Path) -> Study:
 
     def pieces():
         whole = austen.text(folder, "northangerabbey")
-        return whole.train[:60_000], whole.symbols
+        return whole.train[:30_000], whole.symbols
 
     def text() -> austen.Text:
         train, symbols = pieces()
-        return austen.Text(train[:50_000], train[50_000:55_000], symbols)
+        return austen.Text(train[:26_000], train[26_000:28_000], symbols)
 
     full_study = full(folder)
-    base = {"lr": only(0.01), "decay": only(0.1)}
+    base = {"lr": only(0.02), "decay": only(0.1)}
     return dataclasses.replace(
         full_study,
         text=text,
-        test=lambda permit: pieces()[0][55_000:],
+        test=lambda permit: pieces()[0][28_000:],
         name=f"{NAME}_smoke",
         model=Decoder(96, 16, 1, 2),
         context=32,
-        batch=16,
-        steps=40,
-        shortest=40,
-        longest=80,
+        batch=8,
+        steps=20,
+        shortest=20,
+        longest=40,
         base=base,
-        rho={name: only(0.05) for name in full_study.rho},
+        rho={BOTH: only(0.05)},
         seeds=full_study.seeds[:2],
     )
 

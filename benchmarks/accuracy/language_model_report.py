@@ -79,7 +79,7 @@ def table(store: Store) -> str:
     found = Results(store)
     lines = [f"{'':31}{'test':>21}{'validation':>13}{'s':>7}"]
     lines += [f"{row:31}{of_row(found, row)}" for row in found.rows]
-    lines += ["", f"{'gain':31}" + "".join(f"{name:>21}" for name in COLUMNS)]
+    lines += ["", f"{'gain':31}" + "".join(f"{name:>24}" for name in COLUMNS)]
     lines += gains(found)
     for note in notes(found):
         lines += textwrap.wrap(note, WIDTH)
@@ -111,9 +111,9 @@ def gains(found: Results) -> Iterator[str]:
     words = iter(statistics.verdicts(smallest))
     for row, one in of_all.items():
         if one is None:
-            yield f"{row:31}{NOT_RUN:>21}"
+            yield f"{row:31}{NOT_RUN:>24}"
             continue
-        cells = "".join(f"{signed(one[name]):>21}" for name in COLUMNS)
+        cells = "".join(f"{signed(one[name]):>24}" for name in COLUMNS)
         yield f"{row:31}{cells}  {next(words)[0]}"
 
 

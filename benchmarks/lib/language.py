@@ -131,14 +131,19 @@ def warm_up_and_cosine(lr, steps):
 
 
 @functools.cache
+def initial(model: nn.Module, context: int):
+    """New parameters from a key."""
+    tokens = jnp.zeros((1, context), jnp.int32)
+    return jax.jit(lambda key: model.init(key, tokens, train=False)["params"])
+
+
+@functools.cache
 def compiled(kind: Kind):
     """A first state from a key, and the step: one program for all settings."""
     net, head = parts(kind.model)
 
-    @jax.jit
     def init(key):
-        tokens = jnp.zeros((1, kind.context), jnp.int32)
-        params = kind.model.init(key, tokens, train=False)["params"]
+        params = initial(kind.model, kind.context)(key)
         return params, transformation(kind, Settings(0.0, 0.0), 1).init(params)
 
     @functools.partial(jax.jit, donate_argnums=0)
