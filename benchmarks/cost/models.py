@@ -12,17 +12,24 @@ import jax.numpy as jnp
 
 
 class WideResNet(nn.Module):
-    """WideResNet-(6 `blocks` + 4)-`width` for 32x32 images (Zagoruyko 2016)."""
+    """WideResNet-(6 `blocks` + 4)-`width` for 32x32 images (Zagoruyko 2016).
+
+    `momentum` is that of BatchNorm's running averages.
+    """
 
     blocks: int = 4
     width: int = 10
     classes: int = 10
     dtype: Any = jnp.float32
+    momentum: float = 0.99
 
     @nn.compact
     def __call__(self, x, train: bool):
         norm = functools.partial(
-            nn.BatchNorm, use_running_average=not train, dtype=self.dtype
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=self.momentum,
+            dtype=self.dtype,
         )
         conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
         x = conv(16, (3, 3))(x)

@@ -19,7 +19,8 @@ LOSS = "loss"
 
 @dataclasses.dataclass(frozen=True)
 class Gain:
-    """In points of accuracy; `seeds` and `images` are standard errors."""
+    """In points of accuracy, or in the unit of the differences; `seeds` and `images`
+    are standard errors."""
 
     mean: float
     seeds: float
@@ -34,7 +35,11 @@ class Gain:
 
 def gain(ours: np.ndarray, theirs: np.ndarray) -> Gain:
     """Of per-image correctness, (seeds, images) each, the same seeds in pairs."""
-    differences = 100 * (ours.astype(float) - theirs.astype(float))
+    return of_differences(100 * (ours.astype(float) - theirs.astype(float)))
+
+
+def of_differences(differences: np.ndarray) -> Gain:
+    """Of differences in pairs, (seeds, images): images, or whatever all seeds share."""
     of_seeds, of_images = differences.mean(1), differences.mean(0)
     seeds = float(stats.sem(of_seeds)) if len(of_seeds) > 1 else float("nan")
     found = (float(differences.mean()), seeds, error_of_images(of_images))

@@ -235,3 +235,9 @@ def test_times_on_the_gpu_are_those_of_the_json():
     assert f"SAM took {ratios('SAM')} times as long as the base's" in flat(COST)
     assert f"and `optax.contrib.sam` {theirs}" in flat(COST)
     assert f"{ratios('SAM')} times on an H100" in flat(README)
+
+
+def test_gpu_studies_are_not_run_until_their_results_are_there():
+    names = ("fashion_paper", "language_model_report")
+    there = [(RESULTS / f"{name}.json").exists() for name in names]
+    assert ("**not run** yet" in flat(EVIDENCE)) == (there == [False, False])
