@@ -1,6 +1,6 @@
 """Does SAM add to other regularizers, or does it do the same work again?
 
-Task B of label_noise.py: 1,000 MNIST images at 14x14 pixels with 40 % wrong labels, a
+Task B of flatness.py: 1,000 MNIST images at 14x14 pixels with 40 % wrong labels, a
 multilayer perceptron, SGD with momentum, 60 epochs. For each technique four cells: the
 base, with SAM, with the technique, with both. The base of the technique "weight decay"
 has none; the base of all others has weight decay, tuned.

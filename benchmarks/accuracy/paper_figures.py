@@ -1,6 +1,6 @@
 """Claims of the SAM and ASAM papers, tried at a size that two cores can train.
 
-Task B of label_noise.py: 1,000 MNIST images at 14x14 pixels with 40 % wrong labels, a
+Task B of flatness.py: 1,000 MNIST images at 14x14 pixels with 40 % wrong labels, a
 multilayer perceptron without BatchNorm, SGD with momentum. Learning rate, decay and
 rho of every method are tuned on *validation* images of tuning seeds, on grids of about
 the same size; what is shown was measured on new seeds, which draw all images anew.

@@ -4,7 +4,7 @@
 pytorch_optimizer are installed (never required), pytorch_optimizer's `SAM`, each
 beside the plain optimizer of its framework: SGD with momentum, at SAM's settings (so
 its accuracy is not that of a tuned base). Tasks, settings and
-shapes are those of label_noise.py's SAM: the multilayer perceptron on MNIST and the
+shapes are those of flatness.py's SAM: the multilayer perceptron on MNIST and the
 conv net with BatchNorm on the digits, in a Python loop of single steps on the CPU. All
 libraries start from the same weights and see the same batches. (The convolution is
 nine slices and one matrix product in JAX, and PyTorch's own in PyTorch.)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.accuracy.label_noise import COMPARISONS, tiny
+from benchmarks.accuracy.flatness import COMPARISONS, tiny
 from benchmarks.lib.tasks import DIGITS, MNIST, Task
 from benchmarks.lib.training import Settings
 
@@ -23,7 +23,7 @@ class Job(NamedTuple):
 
 
 def jobs(smoke: bool) -> list[Job]:
-    """Each task as label_noise.py trains it by SGD with SAM."""
+    """Each task as flatness.py trains it by SGD with SAM."""
     found = []
     for name, task in (("MLP", MNIST), ("conv net", DIGITS)):
         comparison = next(c for c in COMPARISONS if c.task is task)

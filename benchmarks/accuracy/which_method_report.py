@@ -1,204 +1,152 @@
-"""Tables and the picture of which_method.py, from what its JSON holds."""
+"""Table and picture of which_method.py: gain against cost, and the shares of SAM's."""
 
-import itertools
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.lib import methods, pictures, report
+from benchmarks.lib import methods, pictures, results, statistics
+from benchmarks.lib.results import Results
+from benchmarks.lib.results_table import accuracies, missing, notes, signed
+from benchmarks.lib.statistics import Share
+from benchmarks.lib.study import BASE
 
-COLOURS = {
-    "two gradients": "#000000",
-    "a part of the batch climbs or descends": "#009e73",
-    "SAM on a fifth of the steps": "#0072b2",
-    "one gradient": "#d55e00",
-    "no climb": "#777777",
-}
-
-LEFT = 0.1  # gradients a step, where the picture starts
+COST_LIMIT, KEPT = 1.2, 0.9
+NOMINATED = 2
+TASKS = 3  # that have to agree: this one, and Fashion-MNIST with both kinds of labels
+COLOURS = {1: "#d55e00", 2: "#000000"}  # one gradient, two
+BETWEEN = "#0072b2"
 
 
-def verdict(row: dict, share: float) -> str:
-    """Reached only if the whole interval lies above."""
-    low, high = row["share_interval"]
-    if low > share:
-        return "reached"
-    return "not reached" if high < share else "not shown"
+def nominated(found: Results, task: str) -> list[str]:
+    """Of the cheap methods those with the highest validation accuracy."""
+    rows = found.rows(task)
+    cheap = [name for name in found.methods(task) if cost(name) <= COST_LIMIT]
+    return sorted(cheap, key=lambda name: -rows[name]["validation"])[:NOMINATED]
 
 
-def of_task(result: dict, task: str) -> list[dict]:
-    return [row for row in result["methods"] if row["task"] == task]
+def cost(name: str) -> float:
+    return methods.BY_NAME[name].gradients
 
 
-def of_nominated(result: dict, task: str) -> list[dict]:
-    rows = {row["method"]: row for row in of_task(result, task)}
-    return [rows[name] for name in result["nominated"]]
-
-
-# --- tables -------------------------------------------------------------------------
-
-
-def print_tables(result: dict, console: Console) -> None:
-    for task in result["titles"]:
-        console.print(table(result, task))
-    console.print("(at the edge of its grid)   * nominated on validation images")
-    for task in result["titles"]:
-        for row in of_nominated(result, task):
-            console.print(
-                f"{task}, {row['method']}: {result['share_to_keep']:.0%} of SAM's gain "
-                f"{verdict(row, result['share_to_keep'])}: {percent(row)}"
-            )
-    console.print(alphas(result))
-
-
-def table(result: dict, task: str) -> Table:
-    title = f"{result['titles'][task]}; test images, {len(result['seeds'])} new seeds"
-    grid = Table(title=title, title_justify="left")
-    grid.add_column("method", no_wrap=True)
-    for name in (
-        "gradients\na step",
-        "lr",
-        "decay",
-        "rho",
-        "gain over\nthe base",
-        "share of SAM's\n(95 %)",
-        "gain over base,\nbest length",
-        "gain on\nvalidation",
-    ):
-        grid.add_column(name, justify="right", no_wrap=True)
-    rows = sorted(
-        of_task(result, task), key=lambda row: (row["gradients"], -row["gain"][0])
-    )
-    for row in rows:
-        star = " *" if row["method"] in result["nominated"] else ""
-        alpha = f", α {row['alpha']:g}" if "Look" in row["method"] else ""
-        grid.add_row(
-            row["method"] + alpha + star,
-            f"{row['gradients']:.2f}",
-            *(number(row, name) for name in ("lr", "decay", "rho")),
-            report.plus_minus(row["gain"], 2, "+"),
-            "{:.2f} ({:.2f} to {:.2f})".format(row["share"], *row["share_interval"]),
-            report.plus_minus(row["gain_over_best_length"], 2, "+"),
-            report.plus_minus(row["validation_gain"], 2, "+"),
+def shares(found: Results, task: str) -> dict[str, Share | None]:
+    """Of both nominated methods, with intervals that hold for all tasks at once."""
+    names = nominated(found, task)
+    if not all(found.complete(task, name) for name in (BASE, "SAM", *names)):
+        return {}
+    base, sam = found.right(task, BASE), found.right(task, "SAM")
+    return {
+        name: statistics.share(
+            found.right(task, name), sam, base, statistics.LEVEL / (NOMINATED * TASKS)
         )
-    return grid
+        for name in names
+    }
 
 
-def number(row: dict, name: str) -> str:
-    """In brackets at the edge of its grid."""
-    text = f"{row[name]:g}"
-    return f"({text})" if row["at_edge"] and name in row["at_edge"] else text
+# --- the table ----------------------------------------------------------------------
 
 
-def alphas(result: dict) -> Table:
-    """LookSAM's best validation accuracy with each alpha."""
-    grid = Table(title="LookSAM's alpha: best validation accuracy, %, of its grid")
-    grid.add_column("task and method", no_wrap=True)
-    values = list(dict.fromkeys(row["alpha"] for row in result["alpha"]))
-    for alpha in values:
-        grid.add_column(f"α = {alpha:g}", justify="right", no_wrap=True)
-
-    def of(row: dict) -> tuple[str, str]:
-        return row["task"], row["method"]
-
-    for key, rows in itertools.groupby(result["alpha"], of):
-        cells = [report.plus_minus(row["validation_accuracy"], 2) for row in rows]
-        grid.add_row(", ".join(key), *cells)
-    return grid
+def table(found: Results) -> str:
+    """Accuracies, gains in the order of their cost, and the answer."""
+    lines = [*accuracies(found)]
+    for task in found.tasks:
+        lines += gains(found, task)
+        lines += ["", *answers(found, task), ""]
+    for note in notes(found):
+        lines += textwrap.wrap(note, 80)
+    return "\n".join(lines)
 
 
-def percent(row: dict) -> str:
-    low, high = row["share_interval"]
-    return f"{100 * row['share']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+def gains(found: Results, task: str) -> Iterator[str]:
+    verdicts = found.verdicts()
+    yield (
+        f"{task + ', gain':20}{'gradients':>10}{'equal steps':>15}"
+        f"{'chosen length':>15}  verdict"
+    )
+    star = nominated(found, task)
+    for name in sorted(found.methods(task), key=lambda name: (cost(name), name)):
+        gains = found.gains(task, name)
+        label = f"{name}{' *' if name in star else ''}"
+        if gains is None:
+            yield f"{label:20}{cost(name):>10.2f}{missing(found, task, name):>15}"
+            continue
+        steps, length = (signed(gains[w]) for w in (results.STEPS, results.LENGTH))
+        yield (
+            f"{label:20}{cost(name):>10.2f}{steps:>15}{length:>15}"
+            f"  {verdicts[task, name].word}"
+        )
+    yield "* nominated on validation images"
+
+
+def answers(found: Results, task: str) -> Iterator[str]:
+    for name, share in shares(found, task).items():
+        yield f"{name}: {answer(share)}"
+
+
+def answer(share: Share | None) -> str:
+    """Reached only if the whole interval lies above."""
+    if share is None:
+        return "SAM's own gain is below two standard errors here: no share"
+    interval = f"{share.of:.2f} ({share.low:.2f} to {share.high:.2f}) of SAM's gain"
+    if share.low > KEPT:
+        return f"{interval}: {KEPT} reached"
+    return f"{interval}: {KEPT} {'not reached' if share.high < KEPT else 'not shown'}"
 
 
 # --- the picture --------------------------------------------------------------------
 
 
-def draw(result: dict, path: Path) -> None:
-    """A panel a task: gain against cost, a name beside each point."""
-    titles, keep = result["titles"], result["share_to_keep"]
-    figure, axes = pictures.new(4.4 * len(titles), len(titles), squeeze=False)
-    for one, (task, title) in zip(axes[:, 0], titles.items(), strict=True):
-        draw_task(one, result, of_task(result, task))
-        claims = [
-            f"{row['method']} keeps {percent(row)} of SAM's gain: "
-            f"{100 * keep:.0f} % {verdict(row, keep)}"
-            for row in of_nominated(result, task)
-        ]
-        one.set_title("\n".join([title, *claims]), fontsize=9.5)
-    axes[-1, 0].set_xlabel("gradients evaluated a step, over those of the base")
+def draw(found: Results, path: Path) -> None:
+    """A point at its true cost for each method, its name beside it."""
+    task = found.tasks[0]
+    names = [n for n in found.methods(task) if found.gains(task, n) is not None]
+    gains = {name: found.gains(task, name)[results.STEPS] for name in names}
+    figure, axes = pictures.new(4.6)
+    axes.axhline(0, color="#444444", lw=1.2)
+    for places in by_cost(names).values():
+        draw_column(axes, sorted(places, key=lambda n: gains[n].mean), gains)
+    axes.set_xlim(0.9, 2.45)
+    axes.set_xticks([1, 1.2, 1.5, 1.83, 2], ["1", "1.2", "1.5", "1.83", "2"])
+    axes.set_xlabel("gradients evaluated a step")
+    axes.set_ylabel(
+        "gain over SGD, points of test accuracy\n(bars: two standard errors)"
+    )
+    pictures.title(figure, claim(found, task))
     pictures.save(figure, path)
 
 
-def draw_task(axes: Axes, result: dict, rows: list[dict]) -> None:
-    """The part asked for is shaded: nine tenths of SAM's gain at 1.2 gradients."""
-    sam = next(row for row in rows if row["method"] == "SAM")["gain"][0]
-    aim, limit = result["share_to_keep"] * sam, result["cost_limit"] + 0.01
-    axes.axhline(0, color="#777777", lw=1)
-    low = min(row["gain"][0] - 2 * row["gain"][1] for row in rows)
-    high = max(row["gain"][0] + 2 * row["gain"][1] for row in rows)
-    room = 0.08 * (high - low)
-    axes.set_ylim(low - room, high + room)
-    axes.set_xlim(LEFT, 2.4)
-    axes.add_patch(
-        Rectangle(
-            (LEFT, aim),
-            limit - LEFT,
-            high + room - aim,
-            color="#0072b2",
-            alpha=0.07,
-            lw=0,
-        )
-    )
-    for place in dict.fromkeys(round(row["gradients"], 2) for row in rows):
-        group = [row for row in rows if round(row["gradients"], 2) == place]
-        draw_group(axes, place, group, result["nominated"], high - low)
-    axes.set_ylabel("gain over the base, points of test\naccuracy; two standard errors")
+def by_cost(names: list[str]) -> dict[float, list[str]]:
+    found: dict[float, list[str]] = {}
+    for name in names:
+        found.setdefault(round(cost(name), 2), []).append(name)
+    return found
 
 
-def draw_group(axes: Axes, place: float, group, names, height: float) -> None:
-    """Methods of one cost, their names beside them, moved apart where they meet."""
-    group = sorted(group, key=lambda row: row["gain"][0])
-    levels = spread([row["gain"][0] for row in group], 0.055 * height)
-    side = -1 if place == 1 else 1  # to the left where the next group is near
-    for row, level in zip(group, levels, strict=True):
-        name = row["method"].replace("base, best ", "base,\nbest\n")
-        (mean, error), colour = row["gain"], colour_of(row)
-        axes.errorbar(place, mean, 2 * error, color=colour, lw=1, alpha=0.4)
-        axes.plot(place, mean, "o", color=colour, ms=4.5, mec="white", mew=0.7)
-        axes.annotate(
-            name,
-            (place + side * 0.025, level),
-            ha="left" if side > 0 else "right",
-            va="bottom" if mean == 0 else "center",  # not on the line of the base
-            fontsize=8,
-            color=colour,
-            weight="bold" if row["method"] in names else "normal",
-        )
+def draw_column(axes: Axes, names: list[str], gains) -> None:
+    """Methods of one cost: names to the right, moved apart where they would meet."""
+    x = cost(names[0])
+    levels = apart([gains[name].mean for name in names], least=0.16)
+    for name, level in zip(names, levels, strict=True):
+        gain, colour = gains[name], COLOURS.get(x, BETWEEN)
+        axes.errorbar(x, gain.mean, 2 * gain.error, color=colour, lw=1, alpha=0.5)
+        axes.plot(x, gain.mean, "o", color=colour, ms=5, mec="white", mew=0.7)
+        axes.annotate(name, (x + 0.02, level), va="center", fontsize=8.5, color=colour)
 
 
-def spread(levels: list[float], distance: float) -> np.ndarray:
-    """Ascending levels moved apart until no two labels overlap."""
+def apart(levels: list[float], least: float) -> np.ndarray:
+    """Ascending levels moved until no two are nearer than `least`."""
     levels = np.array(levels, float)
     for _ in range(500):
         for i in range(len(levels) - 1):
-            lack = distance - (levels[i + 1] - levels[i])
+            lack = least - (levels[i + 1] - levels[i])
             if lack > 1e-9:
                 levels[i] -= lack / 2
                 levels[i + 1] += lack / 2
     return levels
 
 
-def colour_of(row: dict) -> str:
-    two, part, fifth, one, none = COLOURS.values()
-    method = methods.BY_NAME.get(row["method"])
-    if method is None or method.make is None:
-        return none
-    if method.skips:
-        return fifth
-    return {1: one, 2: two}.get(method.gradients, part)
+def claim(found: Results, task: str) -> str:
+    lines = [f"{name}: {answer(share)}" for name, share in shares(found, task).items()]
+    return "\n".join(lines) or "Not all runs are there"

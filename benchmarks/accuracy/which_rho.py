@@ -1,6 +1,6 @@
 """Can the best rho be read off one sweep, without tuning it?
 
-For every task on which SAM, ASAM and m-SAM were tuned, in which_method.json,
+For every task on which SAM, ASAM and m-SAM were tuned, in which_method_small.json,
 generalization.json and fine_tuning.json: the base is trained again with its tuned
 settings, half way, `radius_sweep` climbs by 31 radii, and each of PREDICTORS says a
 radius. Then over the tasks, and for each method: the rank correlation (Spearman) of
@@ -16,7 +16,7 @@ Everything is on training images and of the base alone; three tuning seeds, of w
 predictions are averaged (geometrically). Batches are those of the training: of the
 task's batch size for SAM and ASAM, sub-batches of m examples for m-SAM.
 
-A task counts once: label_noise.json, m_sharpness.json and complements.json have radii
+A task counts once: flatness.json, m_sharpness.json and complements.json have radii
 tuned on data and networks that are among these already. The tuned radii come from grids
 of three or four points, laid around a first guess, and many lie at an edge.
 
@@ -41,7 +41,7 @@ from scipy.stats import rankdata
 from benchmarks.accuracy import (
     fine_tuning,
     generalization,
-    which_method,
+    which_method_small,
     which_rho_picture,
 )
 from benchmarks.lib import methods, report, training, tuning
@@ -61,7 +61,7 @@ RHOS = {
 CONSTANT = "one rho for all tasks"
 LEVEL = 0.05  # of the corrected p-value
 PERMUTATIONS = 20_000
-SOURCES = ("which_method", "generalization", "fine_tuning")
+SOURCES = ("which_method_small", "generalization", "fine_tuning")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +97,10 @@ class Bench:
 def benches() -> Iterator[Bench]:
     """Every task with its tuned radii, from the committed results."""
     found = {source: report.committed(f"{source}.json") for source in SOURCES}
-    for grid in which_method.GRIDS:
-        rows = rows_of(found["which_method"], "methods", grid.task.name)
+    for grid in which_method_small.GRIDS:
+        rows = rows_of(found["which_method_small"], "methods", grid.task.name)
         half_way = functools.partial(classifier, grid.task, "sgd", rows["base"])
-        yield bench(found, "which_method", grid.task, rows, grid.m, half_way)
+        yield bench(found, "which_method_small", grid.task, rows, grid.m, half_way)
     for one in generalization.BENCHES:
         if is_twice(one):
             continue
@@ -127,7 +127,7 @@ def rows_of(result: dict, table: str, task: str) -> dict[str, dict]:
 
 
 def is_twice(one: generalization.Bench) -> bool:
-    """Whether which_method.py tunes on the same data, network and optimizer."""
+    """Whether which_method_small.py tunes on the same data, network and optimizer."""
     bare = dataclasses.replace(one.task, name=generalization.MNIST.name)
     return bare == generalization.MNIST and one.optimizer == "sgd"
 

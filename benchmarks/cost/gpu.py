@@ -6,7 +6,7 @@ parameters; compute in float32 and bfloat16, parameters in float32. Inputs are s
 turns within one run, and the ratio to the base is the median over the rounds of the
 paired ratios. Theory allows SAM 2.00.
 
-`--surface` trains instead: the accuracy of task B of label_noise.py (MNIST at 14x14,
+`--surface` trains instead: the accuracy of task B of flatness.py (MNIST at 14x14,
 40 % wrong labels) over m x rho x seed, all radii and seeds side by side.
 
 Writes gpu.json and gpu_surface.json. Each takes at most 8 minutes on one GPU: what

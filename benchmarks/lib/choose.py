@@ -2,11 +2,11 @@
 
 The base is searched over learning rate and decay at the epochs of the study, at twice
 as many and at half, and at further lengths while the best is the longest or shortest.
-A method is searched over rho at the base's best learning rate and decay, and from there
-over all three. A point counts by its mean over the tuning seeds. In the end the base,
-at both lengths that gains are taken over, is given as many points as the method that
-was tried most. Stages alternate between the tasks, so that what was run when the time
-is up is the same for all.
+A method is searched over rho at the base's best learning rate and decay, or at all of
+the base's grid, and from the best of these over all three. A point counts by its
+mean over the tuning seeds. In the end the base, at both lengths that gains are taken
+over, is given as many points as the method that was tried most. Stages alternate
+between the tasks, so that what was run when the time is up is the same for all.
 """
 
 from collections.abc import Callable
@@ -81,7 +81,9 @@ class Choice:
         rho = self.study.tasks[task].rho
         if method not in rho:
             return
-        start = self.around(task, self.base[task, self.study.epochs])
+        best = self.base[task, self.study.epochs]
+        whole = self.study.tasks[task].base
+        start = self.around(task, best) if self.study.from_best else whole
         axes = start | {"rho": rho[method]}
 
         def evaluate(points: list[Point]):

@@ -13,17 +13,21 @@ from benchmarks.lib import fixed_sets, rehearsal, report, reporting
 from benchmarks.lib.blind import Committed
 from benchmarks.lib.choose import Choice
 from benchmarks.lib.results import Results
-from benchmarks.lib.results_table import table
+from benchmarks.lib.results_table import table as plain_table
 from benchmarks.lib.store import Store
 from benchmarks.lib.study import Bench, Study
 
 SETTINGS = Path(__file__).parents[1] / "settings"  # those that are committed
 Draw = Callable[[Results, Path], None]
+Table = Callable[[Results], str]
 
 
-def parser(description: str, name: str) -> argparse.ArgumentParser:
-    """The options of every study; a script may add its own."""
-    made = report.parser(description)
+def parser(
+    description: str, name: str, result: str | None = None
+) -> argparse.ArgumentParser:
+    """The options of every study; a script may add its own. With the name of a
+    committed `result` there is a --redraw."""
+    made = report.parser(description, result)
     made.add_argument("--settings", type=Path, default=SETTINGS / f"{name}.json")
     what = made.add_mutually_exclusive_group()
     what.add_argument(
@@ -41,11 +45,12 @@ def run(
     tiny: Study,
     draw: Draw,
     threads: int = 1,
+    table: Table = plain_table,
 ) -> None:
     """What was asked for; `tiny` is the study of a smoke run."""
     out, store = options.out, reported(study, options.out)
     if options.smoke:
-        smoke(tiny, out, draw, threads)
+        smoke(tiny, out, draw, threads, table)
     elif options.tune:
         tune(study, out, options.settings)
         tell(f"Wrote {options.settings.name}: commit it, then --report.")
@@ -53,7 +58,7 @@ def run(
         reporting.run(study, Committed(options.settings), store, tell, threads)
         tell("All runs are there: the same without --report makes table and picture.")
     else:
-        show(study, out, draw)
+        show(study, out, draw, table)
 
 
 def tune(study: Study, out: Path, path: Path) -> None:
@@ -67,7 +72,7 @@ def reported(study: Study, out: Path) -> Store:
     return Store(out / f"{study.name}_report.json")
 
 
-def show(study: Study, out: Path, draw: Draw) -> None:
+def show(study: Study, out: Path, draw: Draw, table: Table = plain_table) -> None:
     """Table and picture, of the file alone."""
     store = reported(study, out)
     if not store.head:
@@ -80,7 +85,9 @@ def show(study: Study, out: Path, draw: Draw) -> None:
     draw(found, out / f"{study.name}.png")
 
 
-def smoke(study: Study, out: Path, draw: Draw, threads: int = 1) -> None:
+def smoke(
+    study: Study, out: Path, draw: Draw, threads: int = 1, table: Table = plain_table
+) -> None:
     """All commands in a row, anew; no image that tests the study itself is read."""
     try:
         fixed_sets.tuning_sets(study.source)
@@ -90,7 +97,7 @@ def smoke(study: Study, out: Path, draw: Draw, threads: int = 1) -> None:
     (out / f"{study.name}_report.json").unlink(missing_ok=True)
     permit = rehearsal.chosen(study, out, tell)
     reporting.run(study, permit, reported(study, out), tell, threads)
-    show(study, out, draw)
+    show(study, out, draw, table)
 
 
 def tell(line: str) -> None:

@@ -50,6 +50,10 @@ class Study:
     batch: int = 128
     m: int = 32
     flips: bool = False
+    # Where the search of a method starts: at the base's best learning rate and decay,
+    # or on the whole grid of both. A climb regularizes, too, and where labels are wrong
+    # the best of the base, with much decay, is far from the best of a method.
+    from_best: bool = True
     tuning_seeds: tuple[int, ...] = (100,)
     seeds: tuple[int, ...] = tuple(range(1000, 1008))
 

@@ -54,8 +54,9 @@ def esam(
     so a step costs about (3 + 1 + 3 gamma) / 3 gradients, 1.83 at gamma = 0.5. For
     cheap steps see `look_sam`, `partial_climb` and `momentum_sam`. On a network with
     BatchNorm, whose statistics in the last pass are those of the selected examples, it
-    did worse than no SAM (-3.7 points in `benchmarks/accuracy/which_method.py`; without
-    BatchNorm it did as well as SAM).
+    did worse than no SAM (-3.7 points in
+    `benchmarks/accuracy/which_method_small.py`; without BatchNorm it did as well as
+    SAM).
 
     Args:
       rho: radius of the climb; `None` is 0.05.

@@ -61,7 +61,7 @@ def look_sam(
         The paper's 0.7 is unsafe: with it a network with BatchNorm did not train at
         all (others report the same). Of 0.1, 0.3 and 0.7 the middle one was the best
         on validation images there, and within 0.3 points of the best on the other
-        task of `benchmarks/accuracy/which_method.py`.
+        task of `benchmarks/accuracy/which_method_small.py`.
       ascent: climb by this ascent instead of SAM's; then leave `rho` out.
       params_axis_name: as for `steepest_ascent`: for parameters split by hand.
       per_leaf: project and rescale leaf by leaf, as most published code does; the

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.accuracy import label_noise, label_noise_picture
+from benchmarks.accuracy import flatness, flatness_picture
 from benchmarks.lib import evaluation, report, tasks, training
 from benchmarks.lib.data import Examples, split
 from benchmarks.lib.networks import Conv3x3
 from benchmarks.lib.training import Kind, Settings
 
 ROOT = Path(__file__).parents[2]
-REPORTED = json.loads((report.RESULTS / "label_noise.json").read_text(encoding="utf-8"))
+REPORTED = json.loads((report.RESULTS / "flatness.json").read_text(encoding="utf-8"))
 
 
 def numbered(size):
@@ -80,7 +80,7 @@ def test_shifted_slices_are_a_convolution(stride):
 
 
 def test_one_program_for_all_settings_and_lengths():
-    task = label_noise.tiny(label_noise.COMPARISONS[0]).task
+    task = flatness.tiny(flatness.COMPARISONS[0]).task
     kind = Kind(ascent="sam", microbatch=10)
     data = jax.device_put(task.split(task.load(), 0).train)
 
@@ -121,18 +121,16 @@ def test_flatter_is_said_only_where_it_is():
         }
 
     base = row("SGD", 2.0, None, None)
-    clear = label_noise_picture.flatness_claim(
-        [base, row("SAM", 1.0, (-1.0, 0.1), "sam")]
-    )
+    clear = flatness_picture.flatness_claim([base, row("SAM", 1.0, (-1.0, 0.1), "sam")])
     assert clear == "SGD:\nSAM is\n50 % flatter"
     for difference in ((-0.15, 0.1), (0.5, 0.1)):
         rows = [base, row("SAM", 2 + difference[0], difference, "sam")]
-        assert "not flatter" in label_noise_picture.flatness_claim(rows)
+        assert "not flatter" in flatness_picture.flatness_claim(rows)
 
 
 def test_what_is_reported_was_run_as_it_is_written():
-    assert REPORTED["seeds"] == label_noise.parse_seeds(label_noise.SEEDS)
-    pairs = zip(REPORTED["comparisons"], label_noise.COMPARISONS, strict=True)
+    assert REPORTED["seeds"] == flatness.parse_seeds(flatness.SEEDS)
+    pairs = zip(REPORTED["comparisons"], flatness.COMPARISONS, strict=True)
     for found, comparison in pairs:
         assert found["title"] == comparison.title
         for row, method in zip(found["methods"], comparison.methods, strict=True):
@@ -147,15 +145,15 @@ def test_what_is_reported_was_run_as_it_is_written():
 def test_the_reported_means_are_those_of_the_reported_runs():
     for comparison in REPORTED["comparisons"]:
         rows = comparison["methods"]
-        base = label_noise.with_role(rows, "base")
-        best = label_noise.with_role(rows, "best")
+        base = flatness.with_role(rows, "base")
+        best = flatness.with_role(rows, "best")
         for row in rows:
             said = row["summary"]
-            for name in label_noise.MEASURES:
-                again = report.mean_and_error(label_noise.of_runs(row, name))
+            for name in flatness.MEASURES:
+                again = report.mean_and_error(flatness.of_runs(row, name))
                 np.testing.assert_allclose(said[name], again, rtol=1e-3)
             for name, other in (("gain", base), ("gain_over_best_length", best)):
-                again = label_noise.gain(row, other, "test_accuracy")
+                again = flatness.gain(row, other, "test_accuracy")
                 assert (said[name] is None) == (again is None)
                 if again is not None:
                     np.testing.assert_allclose(said[name], again, atol=1e-3)
@@ -198,22 +196,22 @@ def check_tables(text):
 def test_tables_fit_a_terminal_of_80_columns(width):
     written = io.StringIO()
     terminal = Console(file=written, width=width, force_terminal=True, no_color=True)
-    label_noise.print_tables(REPORTED, terminal)
+    flatness.print_tables(REPORTED, terminal)
     check_tables(re.sub(r"\x1b\[[\d;]*m", "", written.getvalue()))
 
 
 @pytest.mark.slow
 def test_tables_fit_a_pipe(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    committed = report.RESULTS / "label_noise.json"
-    shutil.copyfile(committed, tmp_path / "label_noise.json")
+    committed = report.RESULTS / "flatness.json"
+    shutil.copyfile(committed, tmp_path / "flatness.json")
     done = script("--redraw", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     check_tables(done.stdout)
 
 
 def script(*options, root=ROOT):
-    return python("-m", "benchmarks.accuracy.label_noise", *options, root=root)
+    return python("-m", "benchmarks.accuracy.flatness", *options, root=root)
 
 
 @pytest.mark.slow
@@ -221,17 +219,17 @@ def test_the_whole_path_on_tiny_sizes(tmp_path):
     done = script("--smoke", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "m-SAM, m = 10" in done.stdout
-    result = json.loads((tmp_path / "label_noise.json").read_text(encoding="utf-8"))
+    result = json.loads((tmp_path / "flatness.json").read_text(encoding="utf-8"))
     assert [c["task"] for c in result["comparisons"]] == ["digits", "mnist", "mnist"]
     for row in (row for c in result["comparisons"] for row in c["methods"]):
         for run in row["runs"]:
             assert np.isfinite(np.array(run["landscape"])).all()
             assert run["lambda_max_held_out"] is not None
-    picture = (tmp_path / "label_noise.png").read_bytes()
+    picture = (tmp_path / "flatness_accuracy.png").read_bytes()
 
     again = script("--redraw", "--out", str(tmp_path))
     assert again.returncode == 0, again.stderr
-    assert (tmp_path / "label_noise.png").read_bytes() == picture
+    assert (tmp_path / "flatness_accuracy.png").read_bytes() == picture
 
 
 @pytest.mark.parametrize(
@@ -313,7 +311,7 @@ def test_a_users_runs_leave_the_committed_results_alone(tmp_path):
         done = script(*options, root=tmp_path)
         assert done.returncode == 0, done.stderr
     assert git("status", "--porcelain", root=tmp_path) == before
-    mine = json.loads((tmp_path / "out/label_noise.json").read_text(encoding="utf-8"))
+    mine = json.loads((tmp_path / "out/flatness.json").read_text(encoding="utf-8"))
     assert mine["seeds"] == [500, 501]  # neither the smoke run's nor the committed ones
 
     readers = (

@@ -13,10 +13,10 @@ import pytest
 
 from benchmarks.accuracy import (
     fine_tuning,
+    flatness,
     generalization,
-    label_noise,
     m_sharpness,
-    which_method,
+    which_method_small,
 )
 from benchmarks.lib import evaluation, report, training, tuning, tuning_report
 from benchmarks.lib.data import Examples, loaded
@@ -276,10 +276,10 @@ def of_tuned(name, work, methods):
     return recorded, lambda seed: work(Cell(**cell), seed)["test"]
 
 
-def of_label_noise():
-    comparisons = result("label_noise")["comparisons"]
+def of_flatness():
+    comparisons = result("flatness")["comparisons"]
     reported = next(c for c in comparisons if c["task"] == MNIST.name)
-    row = label_noise.with_role(reported["methods"], "best")
+    row = flatness.with_role(reported["methods"], "best")
     kind = Kind(row["optimizer"], row["ascent"], row["microbatch"])
     settings = Settings(row["lr"], row["decay"], row["rho"])
 
@@ -309,11 +309,11 @@ def accuracy_of(kind, settings, epochs, seed):
 
 
 def of_which_method():
-    bench = which_method.Bench(which_method.GRIDS, [], (), None)
+    bench = which_method_small.Bench(which_method_small.GRIDS, [], (), None)
     cell = bench.shorter(MNIST.name)
     row = next(
         row
-        for row in result("which_method")["runs"]
+        for row in result("which_method_small")["runs"]
         if (row["task"], row["method"]) == (cell.task, cell.method)
     )
     recorded = dict(zip(row["seeds"], row["test"], strict=True))
@@ -321,9 +321,9 @@ def of_which_method():
 
 
 RERUNS = {
-    "label_noise": of_label_noise,
+    "flatness": of_flatness,
     "m_sharpness": of_m_sharpness,
-    "which_method": of_which_method,
+    "which_method_small": of_which_method,
     "generalization": lambda: of_tuned(
         "generalization",
         generalization.work(generalization.BENCHES),

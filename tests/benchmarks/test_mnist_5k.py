@@ -1,5 +1,6 @@
 """The studies on MNIST: shares of a gain, tuning on several seeds, and all commands."""
 
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from committed import study
 
-from benchmarks.accuracy import mnist_5k, own_method, which_method
+from benchmarks.accuracy import label_noise, mnist_5k, own_method, which_method
 from benchmarks.lib import commands, fixed_sets, loop, methods, statistics
 from benchmarks.lib.choose import Choice
 from benchmarks.lib.store import Store
@@ -80,7 +81,7 @@ class Formula:
 
 
 def test_a_point_counts_by_its_mean_over_the_tuning_seeds(tmp_path):
-    study = mnist_5k.study((mnist_5k.SGD,), ("SAM",), (1000,))
+    study = dataclasses.replace(mnist_5k.STUDY, seeds=(1000,))
     choice = Choice(Formula(study), Store(tmp_path / "runs.json"), lambda line: None)
     choice.of_base(mnist_5k.SGD)
     found = choice.base[mnist_5k.SGD, study.epochs]
@@ -90,9 +91,21 @@ def test_a_point_counts_by_its_mean_over_the_tuning_seeds(tmp_path):
     assert right.mean() == pytest.approx(0.8)
 
 
+def test_a_method_is_searched_on_the_grid_of_the_base_too(tmp_path):
+    study = label_noise.STUDY
+    choice = Choice(Formula(study), Store(tmp_path / "runs.json"), lambda line: None)
+    choice.of_base(mnist_5k.SGD)
+    choice.of_method(mnist_5k.SGD, "SAM")
+    start = [point for point, _ in choice.methods[mnist_5k.SGD, "SAM"].tried[:9]]
+    grid = {(lr, decay) for lr in (0.1, 0.2, 0.4) for decay in (0.01, 0.02, 0.04)}
+    assert {(point["lr"], point["decay"]) for point in start} == grid
+    assert {point["rho"] for point in start} == {0.1}
+
+
 def test_the_seeds_that_report_chose_nothing():
     study = mnist_5k.STUDY
     every = [study.seeds, study.tuning_seeds, own_method.SEEDS]
+    every += [label_noise.STUDY.seeds, which_method.STUDY.seeds]
     together = [seed for seeds in every for seed in seeds]
     assert len(set(together)) == len(together)
 

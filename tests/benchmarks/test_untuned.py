@@ -11,7 +11,14 @@ import optax
 import pytest
 
 import optax_sam
-from benchmarks.accuracy import fashion, mnist_5k, own_method, untuned
+from benchmarks.accuracy import (
+    fashion,
+    label_noise,
+    mnist_5k,
+    own_method,
+    untuned,
+    which_method,
+)
 from benchmarks.lib import (
     blind,
     fixed_sets,
@@ -223,7 +230,8 @@ def test_rules_have_all_but_rho_from_the_base():
 
 
 def test_the_seeds_that_report_are_new():
-    others = [mnist_5k.STUDY, fashion.full(fixed_sets.FASHION)]
+    others = [mnist_5k.STUDY, label_noise.STUDY, which_method.STUDY]
+    others.append(fashion.full(fixed_sets.FASHION))
     seen = {seed for one in others for seed in (*one.seeds, *one.tuning_seeds)}
     assert not seen & {*untuned.SEEDS}
     assert not {*own_method.SEEDS} & {*untuned.SEEDS}

@@ -91,7 +91,7 @@ def test_tuned_radii_are_those_of_the_results():
         ]
         assert row["tuned"] == theirs["rho"]
         assert row["at_edge"] == ("rho" in theirs["at_edge"])
-    # MLP, 40 % wrong is which_method.py's second task, and counts once.
+    # MLP, 40 % wrong is which_method_small.py's second task, and counts once.
     names = {one.task for one in found}
     assert "mnist" in names
     assert "MLP, 40 % wrong" not in names

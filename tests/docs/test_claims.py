@@ -54,14 +54,14 @@ def test_every_row_has_a_verdict_and_a_reference():
 
 
 def shares():
-    for method in result("which_method")["methods"]:
+    for method in result("which_method_small")["methods"]:
         low, high = method["share_interval"]
         yield f"{100 * method['share']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def with_errors():
     """All differences with their standard errors, as they would be written here."""
-    methods = result("which_method")["methods"]
+    methods = result("which_method_small")["methods"]
     pairs = [m[k] for m in methods for k in ("gain", "gain_over_best_length")]
     pairs += [row["gain"] for row in result("m_sharpness")["summary"] if row["gain"]]
     pairs += [(one.mean, one.error) for one in gains_of(study("mnist_5k"))]
@@ -69,7 +69,7 @@ def with_errors():
 
 
 def runs():
-    comparisons = result("label_noise")["comparisons"]
+    comparisons = result("flatness")["comparisons"]
     return [[method["runs"] for method in one["methods"]] for one in comparisons]
 
 
@@ -112,14 +112,14 @@ def test_sharpnesses_are_those_of_the_results():
 
 def test_the_base_has_most_of_the_accuracy():
     """What a share of the accuracy would say of doing nothing."""
-    of = {(m["task"], m["method"]): m for m in result("which_method")["methods"]}
+    of = {(m["task"], m["method"]): m for m in result("which_method_small")["methods"]}
     for task, percent in (("digits", "95 %"), ("mnist", "97 %")):
         base, sam = (of[task, name]["test_accuracy"][0] for name in ("base", "SAM"))
         assert f"{100 * base / sam:.0f} %" == percent
 
 
 def test_the_range_of_rho_is_that_of_the_results():
-    methods = result("which_method")["methods"]
+    methods = result("which_method_small")["methods"]
     rhos = sorted(method["rho"] for method in methods if method["rho"])
     assert f"anything from {rhos[0]:g} to {rhos[-1]:g}" in text()
     best = {m["rho"] for m in methods if m["method"] == "SAM"}

@@ -106,7 +106,7 @@ def test_commands_name_existing_files():
 
 def test_the_two_commands_are_there():
     venv = "    python3 -m venv .venv && .venv/bin/pip install -e "
-    demo = "'.[demo]' && .venv/bin/python -m benchmarks.accuracy.label_noise\n"
+    demo = "'.[demo]' && .venv/bin/python -m benchmarks.accuracy.flatness\n"
     assert f"\n{venv}{demo}" in text()
     assert f"\n{venv}'.[test]' && .venv/bin/pytest\n" in text()
 

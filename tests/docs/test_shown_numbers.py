@@ -8,7 +8,7 @@ import pytest
 from committed import RESULTS, gains_of, result, study
 from sklearn.neighbors import KNeighborsClassifier
 
-from benchmarks.accuracy.label_noise import SEEDS, parse_seeds
+from benchmarks.accuracy.flatness import SEEDS, parse_seeds
 from benchmarks.lib import results_table
 from benchmarks.lib.data import loaded
 from benchmarks.lib.tasks import DIGITS, MNIST
@@ -83,7 +83,7 @@ def test_where_nearest_neighbours_stand_in_the_first_table():
         one["task"]: {
             m["role"]: m["summary"]["test_accuracy"][0] for m in one["methods"]
         }
-        for one in result("label_noise")["comparisons"][:2]
+        for one in result("flatness")["comparisons"][:2]
     }
     assert nearest_neighbours(DIGITS) > max(of["digits"].values())
     known = nearest_neighbours(MNIST)
@@ -91,10 +91,10 @@ def test_where_nearest_neighbours_stand_in_the_first_table():
     assert known < of["mnist"]["SAM"]
 
 
-def label_noise(task, role, optimizer="sgd"):
+def of_small_nets(task, role, optimizer="sgd"):
     (found,) = (
         method
-        for comparison in result("label_noise")["comparisons"]
+        for comparison in result("flatness")["comparisons"]
         for method in comparison["methods"]
         if (comparison["task"], method["role"]) == (task, role)
         and method["optimizer"] == optimizer
@@ -118,7 +118,7 @@ def written(pair, sign=""):
 def which_method(task, method):
     (found,) = (
         m
-        for m in result("which_method")["methods"]
+        for m in result("which_method_small")["methods"]
         if (m["task"], m["method"]) == (task, method)
     )
     return found["gain"]
@@ -127,7 +127,7 @@ def which_method(task, method):
 def test_the_headline_is_that_of_the_json():
     clean = generalization("MLP, clean", "SAM")["gain_over_best_length"]
     m_sam, base = (
-        written(label_noise("mnist", role, "adamw")["summary"]["test_accuracy"])
+        written(of_small_nets("mnist", role, "adamw")["summary"]["test_accuracy"])
         for role in ("m-SAM", "best")
     )
     short = study("mnist_5k").gains("SGD", "m-SAM")["chosen length"]
@@ -175,7 +175,7 @@ def test_gains_on_other_tasks_are_those_of_the_json():
 
 def which_method_rows():
     """What each method kept of SAM's gain, as a row of the table."""
-    methods = result("which_method")["methods"]
+    methods = result("which_method_small")["methods"]
     of = {(m["task"], m["method"]): m for m in methods}
 
     def cells(m):

@@ -53,7 +53,9 @@ def test_pictures_are_there(site):
             r'<img[^>]* src="([^"]+\.png)(?:#only-(?:light|dark))?"', path.read_text()
         )
     }
-    assert {"one_step.png", "label_noise.png", "dashboard.png"} <= shown <= pictures
+    assert (
+        {"one_step.png", "flatness_accuracy.png", "dashboard.png"} <= shown <= pictures
+    )
 
 
 def test_a_page_shows_one_of_the_two_variants_of_a_picture(site):

@@ -395,7 +395,7 @@ def runs_of(result, row):
 
 
 def test_the_reported_gains_are_those_of_the_reported_runs():
-    result = reported("which_method")
+    result = reported("which_method_small")
     for task in result["titles"]:
         rows = {r["method"]: r for r in result["methods"] if r["task"] == task}
 
@@ -415,7 +415,7 @@ def test_the_reported_gains_are_those_of_the_reported_runs():
 
 
 def test_what_was_nominated_was_the_best_of_the_cheap_on_validation():
-    result = reported("which_method")
+    result = reported("which_method_small")
     assert not set(result["seeds"]) & set(result["tuning_seeds"])
     shares = {}
     for task in result["titles"]:
@@ -453,18 +453,24 @@ def test_costs_on_tiny_sizes(tmp_path):
 
 @pytest.mark.slow
 def test_which_method_on_tiny_sizes_goes_on_where_it_stopped(tmp_path):
-    first = script("accuracy.which_method", "--smoke", "--out", str(tmp_path))
-    before = json.loads((tmp_path / "which_method.json").read_text(encoding="utf-8"))
+    first = script("accuracy.which_method_small", "--smoke", "--out", str(tmp_path))
+    before = json.loads(
+        (tmp_path / "which_method_small.json").read_text(encoding="utf-8")
+    )
     short = {**before, "runs": before["runs"][1:]}
-    (tmp_path / "which_method.json").write_text(json.dumps(short), encoding="utf-8")
-    again = script("accuracy.which_method", "--smoke", "--out", str(tmp_path))
-    after = json.loads((tmp_path / "which_method.json").read_text(encoding="utf-8"))
+    (tmp_path / "which_method_small.json").write_text(
+        json.dumps(short), encoding="utf-8"
+    )
+    again = script("accuracy.which_method_small", "--smoke", "--out", str(tmp_path))
+    after = json.loads(
+        (tmp_path / "which_method_small.json").read_text(encoding="utf-8")
+    )
     for row, old in zip(after["methods"], before["methods"], strict=True):
         assert runs_of(after, row)["test"] == runs_of(before, old)["test"]
         # Means of what the file has rounded to five digits.
         np.testing.assert_allclose(row["gain"], old["gain"], atol=2e-3)
     assert "momentum SAM" in first
     assert "momentum SAM" in again
-    picture = (tmp_path / "which_method.png").read_bytes()
-    script("accuracy.which_method", "--redraw", "--out", str(tmp_path))
-    assert (tmp_path / "which_method.png").read_bytes() == picture
+    picture = (tmp_path / "which_method_small.png").read_bytes()
+    script("accuracy.which_method_small", "--redraw", "--out", str(tmp_path))
+    assert (tmp_path / "which_method_small.png").read_bytes() == picture

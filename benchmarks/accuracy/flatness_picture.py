@@ -1,4 +1,4 @@
-"""The pictures of label_noise.py: accuracies on one task, and the held-out loss around
+"""The pictures of flatness.py: accuracies on one task, and the held-out loss around
 each solution."""
 
 from pathlib import Path
@@ -14,9 +14,9 @@ DRAWN = ("SAM", "m-SAM")  # beside the base, in the second
 
 
 def draw(result: dict, path: Path) -> None:
-    """`path` has the accuracies, `..._flatness` the losses."""
-    draw_accuracies(result, path)
-    draw_flatness(result, path.with_stem(f"{path.stem}_flatness"))
+    """`path` has the losses, `..._accuracy` the accuracies."""
+    draw_flatness(result, path)
+    draw_accuracies(result, path.with_stem(f"{path.stem}_accuracy"))
 
 
 def with_role(rows: list[dict], role: str) -> dict:
