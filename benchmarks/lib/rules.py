@@ -62,13 +62,13 @@ RULES = (
     Rule("SAM 0.05", "SAM", 0.05, "rho = 0.05"),
     Rule("ASAM 0.5", "ASAM", 0.5, "rho = 0.5"),
     Rule(
-        "of the loss",
+        "share of the loss",
         OF_LOSS,
         Axis((0.05, 0.1, 0.2)),
         f"LE-SAM, rho = min(number x loss / gradient's norm, {LONGEST:g})",
     ),
     Rule(
-        "of the weights",
+        "share of the weights",
         OF_WEIGHTS,
         Axis((0.005, 0.01, 0.02)),
         "SAM, rho = number x norm of the weights",

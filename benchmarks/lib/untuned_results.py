@@ -149,13 +149,13 @@ def percent(share: float) -> str:
 
 
 def of_rules(found: Found) -> Iterator[str]:
-    yield f"{'rule':18}{'number':>8}{'median share':>14}{'of tasks':>10}  hurts"
+    yield f"{'rule':21}{'number':>8}{'median share':>14}{'of tasks':>9}  hurts"
     for rule, of in found.head["rules"].items():
         shares = found.shares(rule)
         middle = percent(float(np.median([*shares.values()]))) if shares else "-"
         hurt = ", ".join(found.hurt(rule)) or "nowhere shown"
-        start = f"{rule:18}{of['number']:>8g}{middle:>14}{len(shares):>10}  "
-        yield from textwrap.wrap(start + hurt, WIDTH, subsequent_indent=52 * " ")
+        start = f"{rule:21}{of['number']:>8g}{middle:>14}{len(shares):>9}  "
+        yield from textwrap.wrap(start + hurt, WIDTH, subsequent_indent=54 * " ")
     yield ""
 
 
@@ -176,8 +176,8 @@ def conclusion(found: Found) -> str:
         )
     best = max(good, key=lambda rule: good[rule])
     return (
-        f"{best} keeps {percent(good[best])} of tuned SAM's gain (median), and is "
-        "nowhere shown to hurt."
+        f'"{best}" keeps {percent(good[best])} of the gain of tuned SAM (median), and '
+        "is nowhere shown to hurt."
     )
 
 
