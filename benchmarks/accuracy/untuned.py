@@ -33,7 +33,6 @@ hurts, if its gain over the base is negative after Holm's correction within the 
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 from benchmarks.accuracy import fashion, label_noise, mnist_5k
@@ -153,12 +152,7 @@ def tune(whole: Plan, out: Path, path: Path) -> None:
 
 def show(whole: Plan, out: Path) -> None:
     """Table and picture, of the file alone."""
-    store = reported(whole, out)
-    if not store.head:
-        sys.exit(
-            f"{store.path.name} is not in {out}: nothing was reported yet. Run --tune, "
-            "commit the settings, run --report; or name the folder with --out."
-        )
+    store = commands.begun(reported(whole, out))
     found = Found(store)
     tell(table(found))
     draw(found, out / f"{whole.name}.png")
