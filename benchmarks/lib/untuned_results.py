@@ -116,9 +116,9 @@ def table(found: Found) -> str:
 
 def of_task(found: Found, task: str) -> Iterator[str]:
     mark = "*" if task in found.head["choosing"] else ""
-    yield f"{task + mark:34}{'accuracy, gain':>16}{'of tuned SAM':>16}  verdict"
+    yield f"{task + mark:31}{'accuracy, gain':>16}{'of tuned SAM':>16}  verdict"
     for row in found.rows(task):
-        yield f"{row:34}" + of_row(found, task, row)
+        yield f"{row:31}" + of_row(found, task, row)
     yield ""
 
 

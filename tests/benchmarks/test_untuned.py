@@ -325,7 +325,7 @@ def head(**more) -> dict:
             for k, row in enumerate(TRUE)
         }
         return {
-            "settings": "untuned",
+            "settings": "mnist_5k",
             "settings_blob": "abc",
             "sound": sound,
             "seeds": MADE_UP_SEEDS,
@@ -412,6 +412,14 @@ def test_the_table_is_complete_and_has_80_columns(found):
         assert word in text
     assert "unsound: not shown." in text
     assert "Fashion: not run. There is no settings/fashion.json yet." in text
+
+
+def test_the_longest_names_and_words_fit():
+    """A task that chose has a star behind its name."""
+    names = [f"{task}*" if task in PLAN.choosing else task for task in PLAN.places]
+    longest = max(map(len, names))
+    assert longest + 2 * len("-1.23 ±.12 ±.12 ") + len("  suggestive loss") <= 80
+    assert longest <= 31  # the first column
 
 
 def test_a_row_counts_when_all_of_its_seeds_are_there(tmp_path):
