@@ -1,5 +1,6 @@
 """One picture: the share of tuned SAM's gain that each rule keeps, task by task."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from benchmarks.lib.untuned_results import Found, conclusion
 
 LOW, HIGH = -100, 200  # percent; what lies beyond is drawn at the edge, as an arrow
 UP = 0.22  # of a row: so far dots are moved up and down, to be told apart
+LINE = 76  # characters
 OTHER = "#d55e00"  # of what has no colour yet
 
 
@@ -19,15 +21,15 @@ def draw(found: Found, path: Path) -> None:
         one(axes, height, [*found.shares(rule).values()], colour(found, rule))
     axes.axvline(0, color="#444444", lw=1.2)
     axes.axvline(100, color="#888888", lw=1.2, ls=(0, (4, 2)))
-    names = [f"{rule}" for rule in found.rules]
-    axes.set(yticks=range(len(names)), yticklabels=names, xlim=(LOW - 8, HIGH + 8))
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    count = len(found.rules)
+    axes.set(yticks=range(count), yticklabels=found.rules, xlim=(LOW - 8, HIGH + 8))
+    axes.set_ylim(count - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(
         "% of tuned SAM's gain: tasks as dots, median as a diamond; 0 is the base"
     )
-    pictures.title(figure, conclusion(found))
+    pictures.title(figure, textwrap.fill(conclusion(found), LINE))
     pictures.save(figure, path)
 
 
