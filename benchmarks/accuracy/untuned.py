@@ -166,7 +166,7 @@ def tiny(whole: Plan) -> Plan:
     """The same path in seconds: two tasks, few images, small networks, no search."""
     own = dataclasses.replace(whole.own[0], tasks=first(whole.own[0].tasks))
     other = dataclasses.replace(mnist_5k.STUDY, tasks=first(mnist_5k.STUDY.tasks))
-    own, other = (rehearsal.tiny(study, PooledCnn((4, 4))) for study in (own, other))
+    own, other = (rehearsal.tiny(study, Mlp((8,))) for study in (own, other))
     other = dataclasses.replace(other, name=f"{NAME}_other", seeds=SEEDS[:2])
     rules = tuple(
         dataclasses.replace(rule, number=Axis((0.1,), low=0.1, high=0.1))
