@@ -405,6 +405,11 @@ def test_without_a_good_rule_it_says_so(found, monkeypatch):
     assert untuned_results.conclusion(found).startswith("No rule")
 
 
+def test_where_tuned_sam_gains_nothing_no_rule_is_judged(found, monkeypatch):
+    monkeypatch.setattr(found, "tasks", ["chose", "flat"])
+    assert untuned_results.conclusion(found).startswith("Tuned SAM gains")
+
+
 def test_the_table_is_complete_and_has_80_columns(found):
     text = untuned_results.table(found)
     assert max(map(len, text.splitlines())) <= 80
