@@ -38,7 +38,7 @@ def one(axes, height: int, shares: list[float], color: str) -> None:
     for number, value in enumerate(values):
         inside = LOW <= value <= HIGH
         mark = "o" if inside else ("<" if value < LOW else ">")
-        place = height + UP * (number % 3 - 1)
+        place = height + UP * (1 - 2 * (number % 2))
         at = np.clip(value, LOW, HIGH)
         axes.plot(at, place, mark, color=color, ms=6, alpha=0.55, mew=0)
     if len(values):
