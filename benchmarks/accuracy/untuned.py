@@ -13,16 +13,18 @@ them stand SAM and ASAM, tuned. Three commands, in this order:
     python -m benchmarks.accuracy.untuned            # table and picture of the JSON
 
 --report refuses rules that are not committed, or are not these. Kill it at any time and
-start it again.
+start it again, twice if there are two cores. Two core-hours to tune, one to report, and
+two more when Fashion-MNIST's settings are there.
 
-All tasks are on the fixed sets of mnist_5k.py and fashion.py. Kinds of networks and
-optimizers and shares of wrong labels are those of generalization.json, but not its
-settings: these were chosen on splits that hold most of today's test images, and on some
-of those tasks nearest neighbours do as well as the network. So --tune chooses anew,
-blind, by the search of every study, and a task whose base does not beat both baselines
-is not shown. Three more studies lend the settings that they chose as blindly:
-mnist_5k.json, label_noise.json and fashion.json; what is not there yet is taken up when
-it is, and its rules are frozen by then.
+All tasks are on the fixed sets of mnist_5k.py and fashion.py. Optimizers and shares of
+wrong labels are those of generalization.json, but not its settings: these were chosen
+on splits that hold most of today's test images, and on some of those tasks nearest
+neighbours do as well as the network (its ViT is left out: on 1,500 images of MNIST it
+was 13 points behind them). So --tune chooses anew, blind, by the search of every study,
+and a task whose base does not beat both baselines is not shown. Three more studies lend
+the settings that they chose as blindly: mnist_5k.json, label_noise.json and
+fashion.json; what is not there yet is taken up when it is, and its rules are frozen by
+then.
 
 Before any run that reports it was fixed what is said of a rule: that it keeps most of
 the gain, if its median share of tuned SAM's gain is more than half (over the tasks that
@@ -36,12 +38,10 @@ import json
 from pathlib import Path
 
 from benchmarks.accuracy import fashion, label_noise, mnist_5k
-from benchmarks.accuracy.generalization import Vit
 from benchmarks.lib import commands, fixed_sets, rehearsal, report, untuned_runs
 from benchmarks.lib.commands import tell
 from benchmarks.lib.grids import Axis
 from benchmarks.lib.networks import Mlp
-from benchmarks.lib.small_cnn import PooledCnn
 from benchmarks.lib.store import Store
 from benchmarks.lib.study import Study, Task
 from benchmarks.lib.untuned_picture import draw
@@ -68,18 +68,17 @@ ADAMW_NOISY = base((0.002, 0.004, 0.008), (0.3, 0.9, 2.7))
 SIDE_BY_SIDE = 2  # the small kernels of one run do not keep two cores busy
 
 
-def mnist(tasks: dict[str, Task], model, epochs: int) -> Study:
+def small_mnist() -> Study:
     """On 1,500 of the images, as mnist_5k.py."""
-    return Study(
-        NAME,
-        fixed_sets.mnist_5k(),
-        tasks,
-        model,
-        train=1_500,
-        epochs=epochs,
-        shortest=max(epochs // 4, 4),
-        longest=4 * epochs,
-        tuning_seeds=mnist_5k.STUDY.tuning_seeds,
+    return dataclasses.replace(
+        mnist_5k.STUDY,
+        name=NAME,
+        tasks={
+            "MNIST CNN, clean": Task(0.0, CLEAN, RHO),
+            "MNIST CNN, clean, AdamW": Task(0.0, ADAMW_CLEAN, RHO, "adamw"),
+            "MNIST CNN, 20 % wrong": Task(0.2, NOISY, RHO),
+            "MNIST CNN, 60 % wrong": Task(0.6, NOISY, RHO),
+        },
         seeds=SEEDS,
     )
 
@@ -106,12 +105,6 @@ def small_fashion(folder: Path) -> Study:
 
 def plan(folder: Path) -> Plan:
     """All tasks, those first that take the least time."""
-    cnn = {
-        "MNIST CNN, clean": Task(0.0, CLEAN, RHO),
-        "MNIST CNN, 20 % wrong": Task(0.2, NOISY, RHO),
-        "MNIST CNN, 60 % wrong": Task(0.6, NOISY, RHO),
-    }
-    vit = {"MNIST ViT, clean, AdamW": Task(0.0, ADAMW_CLEAN, RHO, "adamw")}
     short, long, large = (
         dataclasses.replace(study, seeds=seeds)
         for study, seeds in (
@@ -122,11 +115,7 @@ def plan(folder: Path) -> Plan:
     )
     return Plan(
         NAME,
-        own=(
-            mnist(cnn, PooledCnn(), 15),
-            small_fashion(folder),
-            mnist(vit, Vit(patch=7), 30),
-        ),
+        own=(small_mnist(), small_fashion(folder)),
         others={
             "MNIST CNN, 40 % wrong": Place(short, mnist_5k.SGD, "mnist_5k"),
             "MNIST CNN, 40 % wrong, AdamW": Place(short, mnist_5k.ADAMW, "mnist_5k"),
