@@ -4,7 +4,7 @@ SAM with rho 0.05, ASAM with 0.5, LE-SAM with a budget that is a share of the lo
 with a radius that is a share of the norm of the weights, and momentum SAM with one rho.
 The first two numbers are published; --tune chooses the others on the validation images
 of two tasks, and freezes all of them in benchmarks/settings/untuned.json. Learning rate
-and decay of a rule are those of the tuned base: who follows it tunes nothing. Beside
+and decay of a rule are those of the tuned base: nothing more is tuned for it. Beside
 them stand SAM and ASAM, tuned. Three commands, in this order:
 
     python -m benchmarks.accuracy.untuned --tune     # validation images alone
