@@ -72,14 +72,20 @@ def reported(study: Study, out: Path) -> Store:
     return Store(out / f"{study.name}_report.json")
 
 
-def show(study: Study, out: Path, draw: Draw, table: Table = plain_table) -> None:
-    """Table and picture, of the file alone."""
-    store = reported(study, out)
+def begun(store: Store) -> Store:
+    """The same, if it has been reported to."""
     if not store.head:
         sys.exit(
-            f"{store.path.name} is not in {out}: nothing was reported yet. Run --tune, "
-            "commit the settings, run --report; or name the folder with --out."
+            f"{store.path.name} is not in {store.path.parent}: nothing was reported "
+            "yet. Run --tune, commit the settings, run --report; or name the folder "
+            "with --out."
         )
+    return store
+
+
+def show(study: Study, out: Path, draw: Draw, table: Table = plain_table) -> None:
+    """Table and picture, of the file alone."""
+    store = begun(reported(study, out))
     found = Results(store)
     tell(table(found))
     draw(found, out / f"{study.name}.png")
