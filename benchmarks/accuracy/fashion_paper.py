@@ -34,9 +34,9 @@ import numpy as np
 import optax
 
 from benchmarks.accuracy import fashion_paper_report
-from benchmarks.cost.models import WideResNet, count
 from benchmarks.lib import fixed_sets, loop, methods, report, resume
 from benchmarks.lib.fixed_sets import Examples
+from benchmarks.lib.models import WideResNet, count
 from benchmarks.lib.resume import Checkpoint, Clock, OutOfTime, drive
 from benchmarks.lib.small_cnn import SmallCnn
 from benchmarks.lib.store import Key, Store

@@ -31,12 +31,12 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.accuracy import language_model_report
-from benchmarks.cost.models import Decoder, count
 from benchmarks.lib import austen, commands, rehearsal, report, resume
 from benchmarks.lib.blind import Committed
 from benchmarks.lib.grids import Axis
 from benchmarks.lib.language import BASE, BLOCK, BOTH, GRADIENTS
 from benchmarks.lib.language_study import BASE_ROWS, Bench, Study, tune
+from benchmarks.lib.models import Decoder, count
 from benchmarks.lib.reporting import check
 from benchmarks.lib.resume import Clock
 from benchmarks.lib.store import Key, Store

@@ -30,8 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 import optax_sam
-from benchmarks.cost import models
-from benchmarks.lib import evaluation, report, training
+from benchmarks.lib import evaluation, models, report, training
 from benchmarks.lib.tasks import MNIST
 
 MINUTES = 8.0

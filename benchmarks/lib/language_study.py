@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.cost.models import Decoder
 from benchmarks.lib import austen, language, report, resume
 from benchmarks.lib.blind import Committed
 from benchmarks.lib.grids import Axis, Found, search
 from benchmarks.lib.language import BASE, Kind, Settings
+from benchmarks.lib.models import Decoder
 from benchmarks.lib.resume import Checkpoint, Clock, OutOfTime
 from benchmarks.lib.store import Key, Store
 
