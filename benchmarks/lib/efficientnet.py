@@ -5,6 +5,7 @@ products: XLA's own depthwise convolution is three times slower on a CPU.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -144,17 +145,28 @@ def shifted(x, width: int, stride: int) -> list:
 
 
 class Classifier(nn.Module):
-    """The backbone and a linear layer."""
+    """The backbone and a linear layer; `see` makes of its input what these look at.
+
+    It is slow: the training loop gives it `chunk` images at a time to classify.
+    """
 
     backbone: Backbone = Backbone()
     classes: int = CLASSES
+    see: Callable | None = None
+    chunk: int = 250
 
     @nn.compact
     def __call__(self, x, train: bool):
+        x = x if self.see is None else self.see(x)
         return nn.Dense(self.classes, name="head")(self.backbone(x, train))
 
 
 # --- the weights of ImageNet --------------------------------------------------------
+
+
+def of_backbone() -> dict:
+    """Those of `Backbone()` alone."""
+    return {name: of["backbone"] for name, of in imagenet().items()}
 
 
 @functools.cache
