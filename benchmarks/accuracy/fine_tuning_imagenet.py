@@ -99,9 +99,10 @@ TINY = Backbone((Stage(1, 3, 1, 1, 8), Stage(2, 5, 2, 2, 8)), stem=8, top=16)
 @functools.cache
 def random_weights() -> dict:
     """In place of ImageNet's: statistics and parameters are those of new weights."""
-    images = jnp.zeros((1, 16, 16, 3))
-    init = jax.jit(functools.partial(TINY.init, train=False))
-    return jax.tree.map(np.asarray, init(jax.random.key(0), images))
+    with jax.ensure_compile_time_eval():  # the first call may come from inside a jit
+        images = jnp.zeros((1, 16, 16, 3))
+        init = jax.jit(functools.partial(TINY.init, train=False))
+        return jax.tree.map(np.asarray, init(jax.random.key(0), images))
 
 
 def tiny(folder: Path) -> Study:
