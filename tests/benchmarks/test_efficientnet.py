@@ -14,10 +14,11 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.lib import efficientnet, pretrained
+from benchmarks.lib import efficientnet, pretrained, shifted
 from benchmarks.lib.efficientnet import LITE0, Classifier
 from benchmarks.lib.record_efficientnet import CROPS, images, places
 
@@ -87,21 +88,29 @@ def test_it_names_what_is_on_the_photographs(seen):
 
 
 @pytest.mark.parametrize(
-    ("width", "stride", "size"), [(3, 2, (8, 6)), (5, 1, (7, 5)), (5, 2, (1, 2))]
+    ("width", "stride", "size"),
+    [(3, 2, (8, 6)), (3, 1, (4, 4)), (5, 1, (7, 5)), (5, 2, (9, 4)), (5, 2, (1, 2))],
 )
 def test_shifted_products_are_a_depthwise_convolution(width, stride, size):
+    """The values, and both gradients."""
     x = jax.random.normal(jax.random.key(0), (2, *size, 3))
     kernel = jax.random.normal(jax.random.key(1), (width**2, 3))
+    flax = nn.Conv(3, (width, width), stride, feature_group_count=3, use_bias=False)
 
-    @jax.jit
+    def theirs(x, kernel):
+        params = {"kernel": kernel.reshape(width, width, 1, 3)}
+        return flax.apply({"params": params}, x)
+
     def ours(x, kernel):
-        slices = efficientnet.shifted(x, width, stride)
-        return sum(one * tap for one, tap in zip(slices, kernel, strict=True))
+        return shifted.depthwise(x, kernel, width, stride)
 
-    theirs = nn.Conv(3, (width, width), stride, feature_group_count=3, use_bias=False)
-    params = {"kernel": kernel.reshape(width, width, 1, 3)}
-    found = theirs.apply({"params": params}, x)
-    np.testing.assert_allclose(ours(x, kernel), found, atol=1e-5)
+    def with_gradients(of):
+        values, pull = jax.vjp(of, x, kernel)
+        return values, pull(jnp.cos(jnp.arange(values.size)).reshape(values.shape))
+
+    pairs = (jax.jit(with_gradients, static_argnums=0)(of) for of in (ours, theirs))
+    for one, other in zip(*map(jax.tree.leaves, pairs), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 # --- reading a file of torch.save ---------------------------------------------------

@@ -68,7 +68,7 @@ def test_a_head_on_the_features_is_the_network():
     params, batch = initial(0), images()
     small = dataclasses.replace(TUNED, model=TUNED.model.clone(chunk=24))
     features = Features(small)(batch.images)
-    assert features.shape == (64, 16)
+    assert features.shape == (64, 8)
     alone = script.Head().apply({"params": {"head": params["head"]}}, features, False)
     whole = TUNED.apply({"params": params}, batch.images, train=False)
     np.testing.assert_allclose(alone, whole, atol=1e-5)
