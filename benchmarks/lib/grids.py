@@ -31,6 +31,11 @@ class Axis:
         return [one for one in pair if self.low <= one <= self.high]
 
 
+def fixed(value: float) -> Axis:
+    """A number that is not searched over."""
+    return Axis((value,), low=value, high=value)
+
+
 @dataclasses.dataclass
 class Found:
     """Every point that was tried, with its value, and the best of them."""
@@ -56,9 +61,11 @@ class Found:
         return [point for point in points if point not in known]
 
     def at_bound(self) -> list[str]:
-        """The axes on which the best has no neighbour on one side."""
-        best = self.best
-        return [n for n, axis in self.axes.items() if len(axis.around(best[n])) < 2]
+        """The axes on which the best has no neighbour on one side; those of a single
+        value are not searched."""
+        best, axes = self.best, self.axes.items()
+        searched = {name: axis for name, axis in axes if axis.low < axis.high}
+        return [n for n, axis in searched.items() if len(axis.around(best[n])) < 2]
 
     def at_edge(self) -> list[str]:
         """The axes on which a neighbour was not tried: none after a search."""

@@ -20,7 +20,7 @@ from benchmarks.lib import methods
 from benchmarks.lib.fixed_sets import Examples
 from benchmarks.lib.training import WARM_UP, jit, optimizer
 
-CHUNK = 1000  # images that are classified at a time
+CHUNK = 1000  # images that are classified at a time, if a model has no `chunk`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,15 +155,16 @@ def training_losses(model: nn.Module, params, batch: Examples):
 # --- the trained network ------------------------------------------------------------
 
 
-def chunks(data: Examples):
+def chunks(model: nn.Module, data: Examples):
     """A few images at a time, so that their activations fit into the cache."""
-    for start in range(0, len(data.labels), CHUNK):
-        yield Examples(*(leaf[start : start + CHUNK] for leaf in data))
+    size = getattr(model, "chunk", CHUNK)
+    for start in range(0, len(data.labels), size):
+        yield Examples(*(leaf[start : start + size] for leaf in data))
 
 
 def averaged(model: nn.Module, params, data: Examples) -> Network:
     """The network with BatchNorm's averages over the training images."""
-    found = [statistics(model)(params, part.images) for part in chunks(data)]
+    found = [statistics(model)(params, part.images) for part in chunks(model, data)]
     return Network(
         params, jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
     )
@@ -192,7 +193,7 @@ class Outcome(NamedTuple):
 
 def evaluate(model: nn.Module, network: Network, data: Examples) -> Outcome:
     """In evaluation mode."""
-    found = [classified(model)(network, part) for part in chunks(data)]
+    found = [classified(model)(network, part) for part in chunks(model, data)]
     right, losses = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return Outcome(right, float(losses.mean(dtype=np.float64)))
 

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import time
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,12 +23,14 @@ from benchmarks.lib.store import Key
 BASE, TWICE, CHOSEN = "base", "base, 2x epochs", "base, length chosen"
 LENGTH_ROWS = {BASE: 1, TWICE: 2}
 BASELINES = (baselines.NEIGHBOURS, baselines.LOGISTIC)
+View = Callable[[np.ndarray], np.ndarray]  # what is looked at in place of the images
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """The share of wrong labels, what the base is searched over, and for each method
-    its rho.
+    its rho. A task may have a model of its own, which may come with weights, and may
+    look at something else than the images: features of them, for example.
 
     `rival`: a task that has the same images with another optimizer. The better of both
     bases is what counts, against the baselines and at the chosen length.
@@ -38,6 +41,9 @@ class Task:
     rho: dict[str, Axis]
     optimizer: str = "sgd"
     rival: str | None = None
+    model: Any = None  # None: that of the study
+    view: View | None = None
+    view_of_baselines: View | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +76,10 @@ class Study:
         )
 
     def kind(self, task: str, method: str, epochs: int) -> loop.Kind:
-        optimizer = self.tasks[task].optimizer
-        kind = loop.Kind(self.model, method, optimizer, self.batch, self.m, self.flips)
+        of_task = self.tasks[task]
+        model = self.model if of_task.model is None else of_task.model
+        optimizer = of_task.optimizer
+        kind = loop.Kind(model, method, optimizer, self.batch, self.m, self.flips)
         steps = epochs * (self.train // self.batch)
         return kind.of_length(steps)
 
@@ -97,20 +105,27 @@ class Bench:
         self.sets = fixed_sets.tuning_sets(study.source)
         self.tests = fixed_sets.test_sets(study.source, permit) if permit else {}
         self._training = functools.lru_cache(maxsize=2)(self._draw)
+        self._parts = functools.lru_cache(maxsize=None)(self._held_out)
 
-    def _draw(self, task: str, seed: int) -> fixed_sets.Examples:
+    def _draw(self, task: str, view: View | None, seed: int) -> fixed_sets.Examples:
         study = self.study
         drawn = fixed_sets.draw(
             self.sets.pool, study.train, study.tasks[task].noise, seed
         )
-        return drawn.examples
+        return seen(view, drawn.examples)
+
+    def _held_out(self, view: View | None) -> dict[str, fixed_sets.Examples]:
+        parts = {"validation": self.sets.validation} | self.tests
+        return {name: seen(view, part) for name, part in parts.items()}
 
     def work(self, key: Key) -> dict:
         """Train, and classify the validation images and, for reports, all tests."""
         start = time.perf_counter()
-        parts = {"validation": self.sets.validation} | self.tests
-        run = self._baseline if key["method"] in BASELINES else self._network
-        right, loss = run(key, parts)
+        task, baseline = self.study.tasks[key["task"]], key["method"] in BASELINES
+        view = task.view_of_baselines if baseline else task.view
+        run = self._baseline if baseline else self._network
+        data = self._training(key["task"], view, key["seed"])
+        right, loss = run(key, data, self._parts(view))
         return {
             **{name: percent(of) for name, of in right.items()},
             **({} if loss is None else {"training_loss": float(f"{loss:.5g}")}),
@@ -118,24 +133,28 @@ class Bench:
             "right": {name: packed(of) for name, of in right.items()},
         }
 
-    def _network(self, key: Key, parts: dict) -> tuple[dict, float]:
-        study = self.study
-        data = jax.device_put(self._training(key["task"], key["seed"]))
+    def _network(self, key: Key, data, parts: dict) -> tuple[dict, float]:
+        data = jax.device_put(data)
         settings = loop.Settings(**key["settings"])
-        kind = study.kind(key["task"], key["method"], key["epochs"])
+        kind = self.study.kind(key["task"], key["method"], key["epochs"])
         network = loop.train(kind, settings, key["epochs"], key["seed"], data)
         right = {
-            name: loop.evaluate(study.model, network, part).right
+            name: loop.evaluate(kind.model, network, part).right
             for name, part in parts.items()
         }
-        return right, loop.evaluate(study.model, network, data).loss
+        return right, loop.evaluate(kind.model, network, data).loss
 
-    def _baseline(self, key: Key, parts: dict) -> tuple[dict, None]:
-        data = self._training(key["task"], key["seed"])
+    def _baseline(self, key: Key, data, parts: dict) -> tuple[dict, None]:
         model = baselines.fitted(key["method"], key["settings"], data)
         return {
             name: baselines.right(model, part) for name, part in parts.items()
         }, None
+
+
+def seen(view: View | None, examples: fixed_sets.Examples) -> fixed_sets.Examples:
+    if view is None:
+        return examples
+    return examples._replace(images=view(examples.images))
 
 
 def percent(right: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 import math
 
-from benchmarks.lib.grids import Axis, Found, neighbours, search
+from benchmarks.lib.grids import Axis, Found, fixed, neighbours, search
 
 AXES = {"lr": Axis((0.1, 0.2)), "rho": Axis((0.05, 0.1, 0.2), low=0.01)}
 
@@ -29,6 +29,15 @@ def test_an_edge_is_named():
     points = [{"lr": lr, "rho": 0.1} for lr in (0.1, 0.2)]
     found = Found(AXES, list(zip(points, evaluate(points), strict=True)))
     assert found.at_edge() == ["lr", "rho"]
+
+
+def test_a_number_that_is_fixed_is_neither_searched_nor_at_a_bound():
+    axes = {"lr": Axis((1.0,)), "decay": fixed(1e-5)}
+    found = search(axes, lambda points: [-abs(p["lr"] - 4) for p in points], 7)
+    assert {point["decay"] for point, _ in found.tried} == {1e-5}
+    assert found.best == {"lr": 4.0, "decay": 1e-5}
+    assert found.at_edge() == found.at_bound() == []
+    assert len(found.tried) == 7
 
 
 def test_a_bound_ends_the_search_and_is_said():
