@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from benchmarks.lib import pretrained, shifted
 from benchmarks.lib.data import CLASSES
 
+HE_NORMAL = nn.initializers.he_normal()
 EPSILON = 1e-3
 MEAN, DEVIATION = 127.0, 128.0  # of each colour, as TensorFlow's Lite models have it
 
@@ -52,7 +53,9 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = Stem(self.stem, name="stem")(x, train)
+        # A 3x3 convolution of stride 2.
+        x = jnp.concatenate(shifted.slices(x, 3, 2), -1)
+        x = Pointwise(self.stem, name="stem")(x, train)
         number = 0
         for blocks, width, stride, expand, features in self.stages:
             for k in range(blocks):
@@ -63,17 +66,26 @@ class Backbone(nn.Module):
         return Pointwise(self.top, name="top")(x, train).mean((1, 2))
 
 
-class Stem(nn.Module):
-    """A 3x3 convolution of stride 2, with BatchNorm and ReLU6."""
-
-    features: int
+class Norm(nn.Module):
+    """A convolution and BatchNorm, whose averages are those of one batch, as in
+    small_cnn.py. With averages that are given it is a factor for each column of the
+    kernel, so that the images are not gone through again, forth and back."""
 
     @nn.compact
-    def __call__(self, x, train: bool):
-        shape = (9 * x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        x = jnp.concatenate(shifted.slices(x, 3, 2), -1) @ kernel
-        return nn.relu6(norm("norm", x, train))
+    def __call__(self, convolve, kernel, train: bool):
+        """`convolve(kernel)`, normalized."""
+        zeros, ones = jnp.zeros(kernel.shape[-1]), jnp.ones(kernel.shape[-1])
+        scale = self.param("scale", lambda key: ones)
+        bias = self.param("bias", lambda key: zeros)
+        mean = self.variable("batch_stats", "mean", lambda: zeros)
+        var = self.variable("batch_stats", "var", lambda: ones)
+        if not train:
+            factor = scale * jax.lax.rsqrt(var.value + EPSILON)
+            return convolve(kernel * factor) + (bias - mean.value * factor)
+        x = convolve(kernel)
+        mean.value, var.value = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        factor = scale * jax.lax.rsqrt(var.value + EPSILON)
+        return (x - mean.value) * factor + bias
 
 
 class Pointwise(nn.Module):
@@ -84,9 +96,8 @@ class Pointwise(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        x = norm("norm", x @ kernel, train)
+        kernel = self.param("kernel", HE_NORMAL, (x.shape[-1], self.features))
+        x = Norm(name="norm")(lambda kernel: x @ kernel, kernel, train)
         return x if self.linear else nn.relu6(x)
 
 
@@ -98,10 +109,11 @@ class Depthwise(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        shape = (self.width**2, x.shape[-1])
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        x = shifted.depthwise(x, kernel, self.width, self.stride)
-        return nn.relu6(norm("norm", x, train))
+        def convolve(kernel):
+            return shifted.depthwise(x, kernel, self.width, self.stride)
+
+        kernel = self.param("kernel", HE_NORMAL, (self.width**2, x.shape[-1]))
+        return nn.relu6(Norm(name="norm")(convolve, kernel, train))
 
 
 class Block(nn.Module):
@@ -120,11 +132,6 @@ class Block(nn.Module):
         x = Depthwise(self.width, self.stride, name="depthwise")(x, train)
         x = Pointwise(self.features, linear=True, name="project")(x, train)
         return x + before if x.shape == before.shape else x
-
-
-def norm(name: str, x, train: bool):
-    """Inside of a module's call. Averages of one batch, as in small_cnn.py."""
-    return nn.BatchNorm(not train, momentum=0.0, epsilon=EPSILON, name=name)(x)
 
 
 class Classifier(nn.Module):

@@ -113,6 +113,30 @@ def test_shifted_products_are_a_depthwise_convolution(width, stride, size):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_norm_is_flaxs_batch_norm(train):
+    x = jax.random.normal(jax.random.key(0), (4, 3, 2, 5))
+    kernel = jax.random.normal(jax.random.key(1), (5, 6))
+    draws = jax.random.uniform(jax.random.key(2), (4, 6), minval=0.5)
+    scale, bias, mean, var = draws
+    params, given = {"scale": scale, "bias": bias}, {"mean": mean, "var": var}
+    variables = {"params": params, "batch_stats": given}
+    flax = nn.BatchNorm(not train, momentum=0.0, epsilon=efficientnet.EPSILON)
+
+    @jax.jit
+    def both(variables):
+        ours = efficientnet.Norm().apply(
+            variables, lambda of: x @ of, kernel, train, mutable=["batch_stats"]
+        )
+        return ours, flax.apply(variables, x @ kernel, mutable=["batch_stats"])
+
+    (ours, averages), (theirs, expected) = both(variables)
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), averages, expected
+    )
+
+
 # --- reading a file of torch.save ---------------------------------------------------
 
 
