@@ -47,9 +47,9 @@ NAME = "fine_tuning_imagenet"
 WHOLE, HEAD, SCRATCH = "whole network", "head alone", "from scratch"
 DECAY = fixed(1e-5)
 BASE = {
-    WHOLE: {"lr": Axis((0.01, 0.02, 0.04)), "decay": DECAY},
-    HEAD: {"lr": Axis((0.005, 0.01, 0.02)), "decay": Axis((0.003, 0.01, 0.03), 3)},
-    SCRATCH: {"lr": Axis((0.05, 0.1, 0.2)), "decay": DECAY},
+    WHOLE: {"lr": Axis((0.0005, 0.001, 0.002)), "decay": DECAY},
+    HEAD: {"lr": Axis((0.01, 0.02, 0.04)), "decay": Axis((0.003, 0.01, 0.03), 3)},
+    SCRATCH: {"lr": Axis((0.01, 0.02, 0.04)), "decay": DECAY},
 }
 RHO = {
     "SAM": Axis((0.05, 0.1, 0.2), low=0.005),
