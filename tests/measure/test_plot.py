@@ -24,9 +24,13 @@ BOWL = T[:, None] ** 2 + 2 * T[:15] ** 2 + 1  # (21, 15), so no axis can be swap
 
 
 @pytest.fixture(autouse=True)
-def closed():
-    plt.close("all")  # what other files have left open
-    yield
+def a_session_of_its_own():
+    """Without the figures and the style that other files have left behind."""
+    plt.close("all")
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.use("Agg")
+        yield
     plt.close("all")
 
 
