@@ -23,7 +23,6 @@ a tiny model on a part of one novel, to show that it learns, and no more.
 import argparse
 import dataclasses
 import functools
-import sys
 import time
 from pathlib import Path
 
@@ -33,7 +32,7 @@ import jax.numpy as jnp
 from benchmarks.accuracy import language_model_report
 from benchmarks.lib import austen, commands, rehearsal, report, resume
 from benchmarks.lib.blind import Committed
-from benchmarks.lib.grids import Axis
+from benchmarks.lib.grids import fixed
 from benchmarks.lib.language import BASE, BLOCK, BOTH, GRADIENTS
 from benchmarks.lib.language_study import BASE_ROWS, Bench, Study, tune
 from benchmarks.lib.models import Decoder, count
@@ -64,7 +63,7 @@ def tiny(folder: Path) -> Study:
         return austen.Text(train[:26_000], train[26_000:28_000], symbols)
 
     full_study = full(folder)
-    base = {"lr": only(0.02), "decay": only(0.1)}
+    base = {"lr": fixed(0.02), "decay": fixed(0.1)}
     return dataclasses.replace(
         full_study,
         text=text,
@@ -77,14 +76,9 @@ def tiny(folder: Path) -> Study:
         shortest=20,
         longest=40,
         base=base,
-        rho={BOTH: only(0.05)},
+        rho={BOTH: fixed(0.05)},
         seeds=full_study.seeds[:2],
     )
-
-
-def only(value: float) -> Axis:
-    """Nothing to search."""
-    return Axis((value,), low=value, high=value)
 
 
 # --- the report ---------------------------------------------------------------------
@@ -114,12 +108,7 @@ def run_report(bench: Bench, permit: Committed, store: Store) -> bool:
 
 def show(store: Store) -> None:
     """The table, of the file alone."""
-    if not store.head:
-        sys.exit(
-            f"There is no {store.path.name} yet: run --tune, commit the settings, run "
-            "--report; or name the folder that has it with --out."
-        )
-    print(language_model_report.table(store))
+    print(language_model_report.table(commands.begun(store)))
 
 
 # --- how long it takes --------------------------------------------------------------

@@ -40,7 +40,7 @@ from pathlib import Path
 from benchmarks.accuracy import fashion, label_noise, mnist_5k
 from benchmarks.lib import commands, fixed_sets, rehearsal, report, untuned_runs
 from benchmarks.lib.commands import tell
-from benchmarks.lib.grids import Axis
+from benchmarks.lib.grids import Axis, fixed
 from benchmarks.lib.networks import Mlp
 from benchmarks.lib.store import Store
 from benchmarks.lib.study import Study, Task
@@ -135,7 +135,6 @@ def plan(folder: Path) -> Plan:
 def tune(whole: Plan, out: Path, path: Path) -> None:
     """Search on validation images, and write what is frozen."""
     found = untuned_runs.chosen(whole, Store(out / f"{whole.name}.json"), tell)
-    path.parent.mkdir(parents=True, exist_ok=True)
     report.write_json(path, found)
 
 
@@ -158,7 +157,7 @@ def tiny(whole: Plan) -> Plan:
     own, other = (rehearsal.tiny(study, Mlp((8,))) for study in (own, other))
     other = dataclasses.replace(other, name=f"{NAME}_other", seeds=SEEDS[:2])
     rules = tuple(
-        dataclasses.replace(rule, number=Axis((0.1,), low=0.1, high=0.1))
+        dataclasses.replace(rule, number=fixed(0.1))
         if isinstance(rule.number, Axis)
         else rule
         for rule in whole.rules

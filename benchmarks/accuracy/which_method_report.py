@@ -4,7 +4,6 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks.lib import methods, pictures, results, statistics
@@ -127,24 +126,12 @@ def by_cost(names: list[str]) -> dict[float, list[str]]:
 def draw_column(axes: Axes, names: list[str], gains) -> None:
     """Methods of one cost: names to the right, moved apart where they would meet."""
     x = cost(names[0])
-    levels = apart([gains[name].mean for name in names], least=0.16)
+    levels = pictures.apart([gains[name].mean for name in names], least=0.16)
     for name, level in zip(names, levels, strict=True):
         gain, colour = gains[name], COLOURS.get(x, BETWEEN)
         axes.errorbar(x, gain.mean, 2 * gain.error, color=colour, lw=1, alpha=0.5)
         axes.plot(x, gain.mean, "o", color=colour, ms=5, mec="white", mew=0.7)
         axes.annotate(name, (x + 0.02, level), va="center", fontsize=8.5, color=colour)
-
-
-def apart(levels: list[float], least: float) -> np.ndarray:
-    """Ascending levels moved until no two are nearer than `least`."""
-    levels = np.array(levels, float)
-    for _ in range(500):
-        for i in range(len(levels) - 1):
-            lack = least - (levels[i + 1] - levels[i])
-            if lack > 1e-9:
-                levels[i] -= lack / 2
-                levels[i + 1] += lack / 2
-    return levels
 
 
 def claim(found: Results, task: str) -> str:

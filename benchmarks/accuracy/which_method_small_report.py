@@ -3,7 +3,6 @@
 import itertools
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from rich.console import Console
@@ -164,7 +163,7 @@ def draw_task(axes: Axes, result: dict, rows: list[dict]) -> None:
 def draw_group(axes: Axes, place: float, group, names, height: float) -> None:
     """Methods of one cost, their names beside them, moved apart where they meet."""
     group = sorted(group, key=lambda row: row["gain"][0])
-    levels = spread([row["gain"][0] for row in group], 0.055 * height)
+    levels = pictures.apart([row["gain"][0] for row in group], 0.055 * height)
     side = -1 if place == 1 else 1  # to the left where the next group is near
     for row, level in zip(group, levels, strict=True):
         name = row["method"].replace("base, best ", "base,\nbest\n")
@@ -180,18 +179,6 @@ def draw_group(axes: Axes, place: float, group, names, height: float) -> None:
             color=colour,
             weight="bold" if row["method"] in names else "normal",
         )
-
-
-def spread(levels: list[float], distance: float) -> np.ndarray:
-    """Ascending levels moved apart until no two labels overlap."""
-    levels = np.array(levels, float)
-    for _ in range(500):
-        for i in range(len(levels) - 1):
-            lack = distance - (levels[i + 1] - levels[i])
-            if lack > 1e-9:
-                levels[i] -= lack / 2
-                levels[i + 1] += lack / 2
-    return levels
 
 
 def colour_of(row: dict) -> str:

@@ -64,7 +64,6 @@ def run(
 def tune(study: Study, out: Path, path: Path) -> None:
     """Search on validation images, and write what was chosen."""
     settings = Choice(Bench(study), Store(out / f"{study.name}.json"), tell).run()
-    path.parent.mkdir(parents=True, exist_ok=True)
     report.write_json(path, settings)
 
 

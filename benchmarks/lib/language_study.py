@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.lib import austen, language, report, resume
 from benchmarks.lib.blind import Committed
-from benchmarks.lib.grids import Axis, Found, search
+from benchmarks.lib.grids import Axis, Found, fixed, search
 from benchmarks.lib.language import BASE, Kind, Settings
 from benchmarks.lib.models import Decoder
 from benchmarks.lib.resume import Checkpoint, Clock, OutOfTime
@@ -135,9 +135,7 @@ class Choice:
                 self.of_length(steps, self.around(self.lengths[self.best_length()]))
         start = self.lengths[study.steps].best
         for method, axis in study.rho.items():
-            points = {
-                name: Axis((value,), 2, value, value) for name, value in start.items()
-            }
+            points = {name: fixed(value) for name, value in start.items()}
             self.methods[method] = search(
                 points | {"rho": axis},
                 functools.partial(self.values, method, study.steps),
@@ -197,14 +195,13 @@ class Choice:
 
 
 def row(method: str, steps: int, found: Found) -> dict:
-    free = [name for name, axis in found.axes.items() if axis.low < axis.high]
     return {
         "method": method,
         "steps": steps,
         "settings": found.best,
         "validation": -found.value,
         "points": len(found.tried),
-        "at_bound": [name for name in found.at_bound() if name in free],
+        "at_bound": found.at_bound(),
     }
 
 
@@ -215,7 +212,6 @@ def tune(bench: Bench, store: Store, path: Path) -> bool:
     except OutOfTime:
         bench.tell(f"{len(store.keys())} runs are there: the same command goes on.")
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
     report.write_json(path, settings)
     bench.tell(f"Wrote {path.name}: commit it, then --report.")
     return True

@@ -103,6 +103,18 @@ def unreadable(figure: Figure) -> list[str]:
     return found
 
 
+def apart(levels: list[float], least: float) -> np.ndarray:
+    """Ascending levels moved until no two are nearer than `least`: of labels."""
+    levels = np.array(levels, float)
+    for _ in range(500):
+        for i in range(len(levels) - 1):
+            lack = least - (levels[i + 1] - levels[i])
+            if lack > 1e-9:
+                levels[i] -= lack / 2
+                levels[i + 1] += lack / 2
+    return levels
+
+
 # --- for dark pages -----------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from benchmarks.lib import report
 from benchmarks.lib.blind import Committed
 from benchmarks.lib.choose import Choice
 from benchmarks.lib.fixed_sets import Examples, Source
-from benchmarks.lib.grids import Axis
+from benchmarks.lib.grids import Axis, fixed
 from benchmarks.lib.store import Store
 from benchmarks.lib.study import Bench, Study
 
@@ -24,12 +24,12 @@ AUTHOR = [word for one in CONFIG for word in ("-c", one)]
 
 def tiny(study: Study, model) -> Study:
     """The same path in seconds: few images, a small network, no search to speak of."""
-    point = {"lr": Axis((0.1,), low=0.1, high=0.1), "decay": Axis((0.001,), low=0.001)}
+    point = {"lr": fixed(0.1), "decay": Axis((0.001,), low=0.001)}
     tasks = {
         name: dataclasses.replace(
             task,
             base=point,
-            rho={name: Axis((0.1,), low=0.1, high=0.1) for name in task.rho},
+            rho={name: fixed(0.1) for name in task.rho},
         )
         for name, task in study.tasks.items()
     }
@@ -74,7 +74,6 @@ def chosen(study: Study, folder: Path, tell=print) -> Committed:
     store.unlink(missing_ok=True)
     settings = Choice(Bench(study), Store(store), tell).run()
     path = folder / f"{study.name}_settings" / "settings.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     report.write_json(path, all_sound(settings))
     commit(path)
     return Committed(path)

@@ -183,7 +183,8 @@ def version(package: str) -> str:
 
 
 def write_json(path: Path, result: dict) -> None:
-    """Indented, with every list of numbers on a line of its own."""
+    """Indented, with every list of numbers on a line of its own; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(rounded(result), indent=1, ensure_ascii=False)
     text = re.sub(r"\[[^][{}]*\]", lambda match: " ".join(match[0].split()), text)
     path.write_text(text + "\n", encoding="utf-8")

@@ -453,18 +453,13 @@ def test_costs_on_tiny_sizes(tmp_path):
 
 @pytest.mark.slow
 def test_which_method_on_tiny_sizes_goes_on_where_it_stopped(tmp_path):
+    path = tmp_path / "which_method_small.json"
     first = script("accuracy.which_method_small", "--smoke", "--out", str(tmp_path))
-    before = json.loads(
-        (tmp_path / "which_method_small.json").read_text(encoding="utf-8")
-    )
+    before = json.loads(path.read_text(encoding="utf-8"))
     short = {**before, "runs": before["runs"][1:]}
-    (tmp_path / "which_method_small.json").write_text(
-        json.dumps(short), encoding="utf-8"
-    )
+    path.write_text(json.dumps(short), encoding="utf-8")
     again = script("accuracy.which_method_small", "--smoke", "--out", str(tmp_path))
-    after = json.loads(
-        (tmp_path / "which_method_small.json").read_text(encoding="utf-8")
-    )
+    after = json.loads(path.read_text(encoding="utf-8"))
     for row, old in zip(after["methods"], before["methods"], strict=True):
         assert runs_of(after, row)["test"] == runs_of(before, old)["test"]
         # Means of what the file has rounded to five digits.
