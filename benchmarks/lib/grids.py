@@ -127,8 +127,8 @@ def nearest(found: Found) -> list[Point]:
 
 
 def _line(axis: Axis, value: float, reach: int) -> list[tuple[int, float]]:
-    steps = ((k, neat(value * axis.ratio**k)) for k in range(-reach, reach + 1))
-    return [(k, v) for k, v in steps if axis.low <= v <= axis.high]
+    steps = {neat(value * axis.ratio**k): k for k in range(-reach, reach + 1)}
+    return [(k, v) for v, k in steps.items() if axis.low <= v <= axis.high]
 
 
 def neat(value: float) -> float:

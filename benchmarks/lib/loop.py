@@ -16,8 +16,9 @@ import numpy as np
 import optax
 
 import optax_sam
-from benchmarks.lib import methods
+from benchmarks.lib import methods, techniques
 from benchmarks.lib.fixed_sets import Examples
+from benchmarks.lib.techniques import Technique
 from benchmarks.lib.training import WARM_UP, jit, optimizer
 
 CHUNK = 1000  # images that are classified at a time, if a model has no `chunk`
@@ -34,6 +35,7 @@ class Kind:
     m: int = 32  # the images that climb together in m-SAM
     flips: bool = False
     steps: int = 0  # where the program depends on them: see `of_length`
+    technique: Technique = techniques.NONE  # another regularizer
 
     def of_length(self, steps: int) -> "Kind":
         """For so many steps, which only a method that starts late has to know."""
@@ -42,11 +44,13 @@ class Kind:
 
 
 class Settings(NamedTuple):
-    """What does not change it. `decay` is L2 for SGD, decoupled for AdamW."""
+    """What does not change it. `decay` is L2 for SGD, decoupled for AdamW; `strength`
+    is the technique's."""
 
     lr: Any
     decay: Any
     rho: Any = 0.0
+    strength: Any = 0.0
 
 
 class Network(NamedTuple):
@@ -72,12 +76,12 @@ def train(
     params = initial(kind.model)(weights, data.images[:1])
     order = order_of(len(data.labels), kind.batch, epochs, seed)
     init, step = compiled(kind)
-    state, numbers = init(params), Settings(*map(float, settings))
+    state, numbers, steps = init(params), Settings(*map(float, settings)), len(order)
+    shown = jax.tree.map(jnp.copy, params)  # a step takes over the memory of its own
     for number, indices in enumerate(order):
-        params, state = step(
-            params, state, data, indices, keys, number, numbers, len(order)
-        )
-    return averaged(kind.model, params, data)
+        params, state = step(params, state, data, indices, keys, number, numbers, steps)
+        shown = average(kind.technique, shown, params, number, steps, numbers.strength)
+    return averaged(kind.model, shown, data)
 
 
 def order_of(size: int, batch: int, epochs: int, seed: int) -> np.ndarray:
@@ -103,13 +107,14 @@ def initial(model: nn.Module):
 @functools.cache
 def compiled(kind: Kind):
     """A first state from parameters, and the step: one program for all settings."""
-    method = methods.BY_NAME[kind.method]
-    losses = functools.partial(training_losses, kind.model)
+    method, technique = methods.BY_NAME[kind.method], kind.technique
 
     def transformation(settings: Settings, steps, key):
         # A loop over sub-batches would make the convolutions slow.
         options = {"unroll": True} if kind.method == "m-SAM" else {}
         schedule, start = late_start(kind, settings.lr)
+        if technique.schedule:
+            schedule = technique.schedule(settings.lr, steps, settings.strength)
         setting = methods.Setting(
             settings.rho, key=key, m=kind.m, start=start, options=options
         )
@@ -120,8 +125,10 @@ def compiled(kind: Kind):
     def step(params, state, data, indices, keys, number, settings, steps):
         of_flips, of_method = keys
         batch = jax.tree.map(lambda leaf: leaf[indices], data)
+        here = jax.random.fold_in(of_flips, number)
         if kind.flips:
-            batch = flipped(batch, jax.random.fold_in(of_flips, number))
+            batch = flipped(batch, here)
+        batch, losses = changed(kind, batch, settings.strength, here)
         tx = transformation(settings, steps, of_method)
         return methods.step(method, tx, losses)(params, state, batch)[:2]
 
@@ -144,12 +151,43 @@ def flipped(batch: Examples, key) -> Examples:
     return batch._replace(images=images)
 
 
+def changed(kind: Kind, batch: Examples, strength, key):
+    """The batch and the losses as the technique has them."""
+    technique, losses = kind.technique, functools.partial(training_losses, kind.model)
+    if technique.images:
+        batch = batch._replace(images=technique.images(batch.images, strength, key))
+    if technique.losses:
+        losses = functools.partial(
+            technique.losses, kind.model, strength=strength, key=key
+        )
+    return batch, losses
+
+
 def training_losses(model: nn.Module, params, batch: Examples):
     """Of each example, with the statistics of the batch it came in."""
     logits, _ = model.apply(
         {"params": params}, batch.images, train=True, mutable=["batch_stats"]
     )
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+
+
+def average(technique: Technique, mean, params, number, steps, strength):
+    """What is tested in the end: the last weights, or the technique's average."""
+    if technique.newest is None:
+        return params
+    return mixed(technique)(mean, params, number, steps, strength)
+
+
+@functools.cache
+def mixed(technique: Technique):
+    """The average with one more step in it."""
+
+    @jit
+    def of(mean, params, number, steps, strength):
+        share = technique.newest(number, steps, strength)
+        return optax.incremental_update(params, mean, share)
+
+    return of
 
 
 # --- the trained network ------------------------------------------------------------

@@ -28,7 +28,7 @@ def tiny(study: Study, model) -> Study:
     tasks = {
         name: dataclasses.replace(
             task,
-            base=point,
+            base={n: fixed(axis.start[0]) for n, axis in task.base.items()} | point,
             rho={name: fixed(0.1) for name in task.rho},
         )
         for name, task in study.tasks.items()

@@ -15,10 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.lib import baselines, fixed_sets, loop
+from benchmarks.lib import baselines, fixed_sets, loop, techniques
 from benchmarks.lib.blind import Committed
 from benchmarks.lib.grids import Axis
 from benchmarks.lib.store import Key
+from benchmarks.lib.techniques import Technique
 
 BASE, TWICE, CHOSEN = "base", "base, 2x epochs", "base, length chosen"
 LENGTH_ROWS = {BASE: 1, TWICE: 2}
@@ -30,20 +31,22 @@ View = Callable[[np.ndarray], np.ndarray]  # what is looked at in place of the i
 class Task:
     """The share of wrong labels, what the base is searched over, and for each method
     its rho. A task may have a model of its own, which may come with weights, and may
-    look at something else than the images: features of them, for example.
+    look at something else than the images: features of them, for example. With another
+    regularizer beside, `base` has an axis for its strength.
 
     `rival`: a task that has the same images with another optimizer. The better of both
     bases is what counts, against the baselines and at the chosen length.
     """
 
     noise: float
-    base: dict[str, Axis]  # lr, decay
+    base: dict[str, Axis]  # lr, decay, perhaps strength
     rho: dict[str, Axis]
     optimizer: str = "sgd"
     rival: str | None = None
     model: Any = None  # None: that of the study
     view: View | None = None
     view_of_baselines: View | None = None
+    technique: Technique = techniques.NONE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +83,8 @@ class Study:
         model = self.model if of_task.model is None else of_task.model
         optimizer = of_task.optimizer
         kind = loop.Kind(model, method, optimizer, self.batch, self.m, self.flips)
-        steps = epochs * (self.train // self.batch)
-        return kind.of_length(steps)
+        kind = dataclasses.replace(kind, technique=of_task.technique)
+        return kind.of_length(epochs * (self.train // self.batch))
 
     def key(
         self, task: str, method: str, epochs: int, settings: dict, seed: int
