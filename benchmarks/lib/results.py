@@ -80,9 +80,9 @@ class Results:
 
     def over(self, task: str, row: str) -> dict[str, tuple[str, str]]:
         """Task and row of the base that each gain of a method is taken over; a method
-        of 1.2 gradients a step is held against a base that has 2."""
+        of 1.2 gradients a step is held against a base that has 2, as is one of 4."""
         method = self.rows(task)[row]["method"]
-        gradients = methods.BY_NAME[method].gradients
+        gradients = min(methods.BY_NAME[method].gradients, max(OF_TIMES))
         enough = min(times for times in OF_TIMES if times >= gradients)
         return {
             STEPS: (task, BASE),
