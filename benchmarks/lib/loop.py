@@ -7,6 +7,7 @@ so that a process compiles each kind of training once.
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -68,9 +69,21 @@ def train(
 ) -> Network:
     """The network after all epochs.
 
+    BatchNorm's averages are taken at the end, for all methods alike: some have no clean
+    pass along the way.
+    """
+    for weights in along(kind, settings, epochs, seed, data):
+        shown = weights
+    return averaged(kind.model, shown, data)
+
+
+def along(
+    kind: Kind, settings: Settings, epochs: int, seed: int, data: Examples
+) -> Iterator[Any]:
+    """What would be tested after each step: its memory is that of the next one, too.
+
     Initial weights, the order of the examples and their flips depend on the seed
-    alone, so that methods can be compared in pairs. BatchNorm's averages are taken at
-    the end, for all methods alike: some have no clean pass along the way.
+    alone, so that methods can be compared in pairs.
     """
     weights, *keys = jax.random.split(jax.random.key(seed), 3)
     params = initial(kind.model)(weights, data.images[:1])
@@ -81,7 +94,7 @@ def train(
     for number, indices in enumerate(order):
         params, state = step(params, state, data, indices, keys, number, numbers, steps)
         shown = average(kind.technique, shown, params, number, steps, numbers.strength)
-    return averaged(kind.model, shown, data)
+        yield shown
 
 
 def order_of(size: int, batch: int, epochs: int, seed: int) -> np.ndarray:

@@ -110,6 +110,10 @@ class Bench:
         self._training = functools.lru_cache(maxsize=2)(self._draw)
         self._parts = functools.lru_cache(maxsize=None)(self._held_out)
 
+    def training(self, task: str, seed: int) -> fixed_sets.Examples:
+        """What a network is trained on."""
+        return self._training(task, self.study.tasks[task].view, seed)
+
     def _draw(self, task: str, view: View | None, seed: int) -> fixed_sets.Examples:
         study = self.study
         drawn = fixed_sets.draw(
