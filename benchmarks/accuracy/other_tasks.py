@@ -24,9 +24,11 @@ from pathlib import Path
 
 from benchmarks.accuracy import mnist_5k
 from benchmarks.lib import commands, fixed_sets, gains_picture, rehearsal, report
+from benchmarks.lib.fixed_sets import Source
 from benchmarks.lib.grids import Axis
 from benchmarks.lib.networks import Mlp
 from benchmarks.lib.results import Results
+from benchmarks.lib.results_table import NOT_RUN
 from benchmarks.lib.study import Study, Task
 
 NAME = "other_tasks"
@@ -59,11 +61,11 @@ MNIST = dataclasses.replace(
 )
 
 
-def small_fashion(folder: Path) -> Study:
+def small_fashion(source: Source) -> Study:
     """A tenth of the images, and an MLP: seconds a run."""
     return Study(
         f"{NAME}_fashion",
-        fixed_sets.fashion(folder),
+        source,
         tasks={
             "Fashion MLP, clean": Task(0.0, CLEAN, RHO),
             "Fashion MLP, 20 % wrong": Task(0.2, NOISY, RHO),
@@ -79,12 +81,12 @@ def small_fashion(folder: Path) -> Study:
     )
 
 
-def few_of_fashion(folder: Path) -> Study:
+def few_of_fashion(source: Source) -> Study:
     """A hundredth of the images: 400 steps of 40. Which 200 a seed draws matters, so
     three seeds choose."""
     return Study(
         f"{NAME}_few",
-        fixed_sets.fashion(folder),
+        source,
         tasks={"Fashion MLP, 200 images": Task(0.0, SMALL_BATCH, RHO)},
         model=Mlp(),
         train=200,
@@ -100,14 +102,15 @@ def few_of_fashion(folder: Path) -> Study:
 
 def studies(folder: Path) -> tuple[Study, ...]:
     """Those first whose runs take the least time."""
-    return few_of_fashion(folder), small_fashion(folder), MNIST
+    fashion = fixed_sets.fashion(folder)
+    return few_of_fashion(fashion), small_fashion(fashion), MNIST
 
 
 def tiny(study: Study) -> Study:
-    """The same path in seconds: two tasks at most, few images, a small network, no
-    search to speak of."""
-    few = dict(list(study.tasks.items())[:2])
-    return rehearsal.tiny(dataclasses.replace(study, tasks=few), Mlp((8,)))
+    """The same path in seconds: one task, few images, a small network, no search to
+    speak of."""
+    first = dict(list(study.tasks.items())[:1])
+    return rehearsal.tiny(dataclasses.replace(study, tasks=first), Mlp((8,)))
 
 
 # --- the commands -------------------------------------------------------------------
@@ -127,6 +130,15 @@ def run(options: argparse.Namespace, study: Study) -> list[Results]:
     return found
 
 
+def begun(whole: tuple[Study, ...], out: Path) -> tuple[Study, ...]:
+    """Those that were reported to; if there are none all, which say what to do."""
+    found = tuple(one for one in whole if commands.reported(one, out).head)
+    for one in whole:
+        if found and one not in found:
+            commands.tell(f"{', '.join(one.tasks)}: {NOT_RUN}.")
+    return found or whole
+
+
 def parse() -> argparse.Namespace:
     parser = commands.parser(__doc__, NAME)
     parser.set_defaults(settings=commands.SETTINGS)
@@ -136,7 +148,10 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    found = [one for study in studies(options.data) for one in run(options, study)]
+    whole = studies(options.data)
+    if not (options.smoke or options.tune or options.report):
+        whole = begun(whole, options.out)
+    found = [one for study in whole for one in run(options, study)]
     if found:
         name = f"{NAME}_smoke" if options.smoke else NAME
         gains_picture.draw(found, options.out / f"{name}.png")
