@@ -58,12 +58,17 @@ def together(threads: int, store: Store, missing: list[Key], work) -> None:
 
 
 def check(study: Study, settings: dict) -> None:
-    """The settings are those of this study, and their seed is none of the new ones."""
+    """The settings are those of this study, and their seeds none of the new ones."""
     if settings["study"] != study.name:
         raise ValueError(
             f"These settings were chosen for the study {settings['study']!r}, and this "
             f"is {study.name!r}: give --settings the file that its --tune wrote."
         )
+    check_seeds(study, settings)
+
+
+def check_seeds(study: Study, settings: dict) -> None:
+    """No seed that reports chose any of these settings."""
     if both := set(settings["tuning_seeds"]) & set(study.seeds):
         raise ValueError(
             f"Seeds {sorted(both)} chose the settings and are among those that "

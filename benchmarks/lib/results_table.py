@@ -23,11 +23,20 @@ def table(found: Results) -> str:
 
 
 def accuracies(found: Results) -> Iterator[str]:
+    columns = f"{'test':>16}{'official test':>18}{'validation':>13}{'s':>7}"
     for task in found.tasks:
-        yield f"{task:20}{'test':>16}{'official test':>18}{'validation':>13}{'s':>7}"
+        yield from headed(task, 20, columns)
         for row in found.rows(task):
             yield f"{row:20}" + of_row(found, task, row)
         yield ""
+
+
+def headed(name: str, width: int, columns: str) -> Iterator[str]:
+    """The head of a table; a name too wide for its column has a line of its own."""
+    if len(name) > width:
+        yield name
+        name = ""
+    yield f"{name:{width}}{columns}"
 
 
 def of_row(found: Results, task: str, row: str) -> str:
@@ -52,7 +61,7 @@ def gains(found: Results) -> Iterator[str]:
     verdicts = found.verdicts()
     for task in found.tasks:
         names = "".join(f"{name:>16}" for name in COLUMNS)
-        yield f"{task + ', gain':15}{names}  verdict"
+        yield from headed(f"{task}, gain", 15, f"{names}  verdict")
         for row in found.methods(task):
             of_row = found.gains(task, row)
             if of_row is None:

@@ -1,15 +1,16 @@
 """What untuned.py runs: the search that freezes the rules, and their report.
 
-A task is tuned here, by the search of every study, or by another study whose settings
-are committed. The report runs the base, the tuned methods and every rule on new seeds,
-for committed settings only; a key holds the hash of the rules' file and that of the
-file which the base is from.
+Every task is tuned by another study, whose settings are a file. The report runs the
+base, the tuned methods and every rule on new seeds, for committed settings only; a key
+holds the hash of the rules' file and that of the file which the base is from.
 """
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.lib import report, reporting, rules
 from benchmarks.lib.blind import Committed
@@ -33,61 +34,71 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """`own` is tuned here, `others` has tasks of other studies by the name they have
-    in the table; on the validation images of `choosing` numbers are chosen."""
+    """The tasks by the name they have in the table; on the validation images of
+    `choosing`, which the script `tuner` tunes, numbers are chosen."""
 
     name: str
-    own: tuple[Study, ...]
-    others: dict[str, Place]
+    places: dict[str, Place]
     choosing: tuple[str, ...]
+    tuner: str
     rules: tuple[Rule, ...] = rules.RULES
-
-    @property
-    def places(self) -> dict[str, Place]:
-        here = {
-            task: Place(study, task, self.name)
-            for study in self.own
-            for task in study.tasks
-        }
-        return here | self.others
 
 
 # --- what is frozen -----------------------------------------------------------------
 
 
-def chosen(plan: Plan, store: Store, tell: Callable[[str], None]) -> dict:
+class Choosing(NamedTuple):
+    """A task that chooses numbers, and the row of its tuned base."""
+
+    choice: Choice
+    task: str
+    base: dict
+
+
+def chosen(plan: Plan, folder: Path, store: Store, tell: Callable[[str], None]) -> dict:
     """All searches on validation images; the settings to commit."""
     rules.register()
-    choices = [Choice(Bench(study), store, tell) for study in plan.own]
-    tasks = {}
-    for choice in choices:
-        tasks |= choice.run()["tasks"]
+    bases = [tuned_base(plan, task, folder) for task in plan.choosing]
+    places = [plan.places[task] for task in plan.choosing]
+    tasks = [
+        Choosing(Choice(Bench(place.study), store, tell), place.task, base)
+        for place, base in zip(places, bases, strict=True)
+    ]
     return {
         "study": plan.name,
-        "tuning_seeds": sorted({s for one in plan.own for s in one.tuning_seeds}),
+        "tuning_seeds": sorted({s for p in places for s in p.study.tuning_seeds}),
         "choosing": list(plan.choosing),
         "rules": {
-            rule.name: rules.frozen(rule, evaluated(plan, rule, choices))
-            for rule in plan.rules
+            rule.name: rules.frozen(rule, evaluated(rule, tasks)) for rule in plan.rules
         },
-        "tasks": tasks,
     }
 
 
-def evaluated(plan: Plan, rule: Rule, choices: list[Choice]):
+def tuned_base(plan: Plan, name: str, folder: Path) -> dict:
+    """The row of the base in the settings of a task that chooses numbers."""
+    place = plan.places[name]
+    path = folder / f"{place.settings}.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path.name} is not in {folder}, and has the learning rate and decay of "
+            f"{name!r}, with which numbers are chosen. First run python -m "
+            f"benchmarks.accuracy.{plan.tuner} --tune, which writes it."
+        )
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    return settings["tasks"][place.task]["rows"][BASE]
+
+
+def evaluated(rule: Rule, tasks: list[Choosing]):
     """The mean accuracy on the validation images of the tasks that choose."""
-    of = {task: choice for choice in choices for task in choice.study.tasks}
-    return rules.over_tasks([of_task(of[task], task, rule) for task in plan.choosing])
+    return rules.over_tasks([of_task(one, rule) for one in tasks])
 
 
-def of_task(choice: Choice, task: str, rule: Rule):
+def of_task(one: Choosing, rule: Rule):
     """Each number with the base's learning rate and decay."""
-    epochs = choice.study.epochs
-    base = choice.base[task, epochs].best
 
     def evaluate(points: list[Point]) -> list[float]:
-        full = [base | point for point in points]
-        return choice.values(task, rule.method, epochs, full)
+        full = [one.base["settings"] | point for point in points]
+        return one.choice.values(one.task, rule.method, one.base["epochs"], full)
 
     return evaluate
 
@@ -97,8 +108,8 @@ def of_task(choice: Choice, task: str, rule: Rule):
 
 def permits(plan: Plan, folder: Path) -> dict[str, Committed]:
     """Of the rules, and of every other file that is there by now."""
-    names = dict.fromkeys(place.settings for place in plan.places.values())
-    paths = {name: folder / f"{name}.json" for name in names}
+    names = [plan.name, *(place.settings for place in plan.places.values())]
+    paths = {name: folder / f"{name}.json" for name in dict.fromkeys(names)}
     return {
         name: Committed(path)
         for name, path in paths.items()
@@ -136,8 +147,10 @@ def run(
 
 def check(plan: Plan, permits: dict[str, Committed]) -> None:
     """The rules are those of the plan, and no seed that reports chose anything."""
-    rules.check(permits[plan.name].settings["rules"], plan.rules)
+    frozen = permits[plan.name].settings
+    rules.check(frozen["rules"], plan.rules)
     for place in plan.places.values():
+        reporting.check_seeds(place.study, frozen)
         if place.settings in permits:
             reporting.check(place.study, permits[place.settings].settings)
 

@@ -1,5 +1,6 @@
 """Rules that set rho without tuning: closed forms, what is frozen, all commands."""
 
+import dataclasses
 import inspect
 import json
 
@@ -15,6 +16,7 @@ from benchmarks.accuracy import (
     fashion,
     label_noise,
     mnist_5k,
+    other_tasks,
     own_method,
     untuned,
     which_method,
@@ -130,33 +132,31 @@ def test_published_numbers_are_the_defaults_of_the_library():
 
 
 class Formula:
-    """In place of a choice: the accuracy of a task is best at one rho of its own."""
+    """In place of a choice: the accuracy of a task is best at one rho."""
 
-    def __init__(self, study, best):
-        self.study, self.best = study, best
-        found = type("Found", (), {"best": {"lr": 0.3, "decay": 0.7}})
-        self.base = {(task, study.epochs): found for task in study.tasks}
-        self.asked = []
+    def __init__(self, best):
+        self.best, self.asked = best, []
 
     def values(self, task, method, epochs, points):
-        self.asked += points
-        off = [np.log2(point["rho"] / self.best[task]) ** 2 for point in points]
-        return [90 - one for one in off]
+        self.asked += [point | {"epochs": epochs} for point in points]
+        return [90 - np.log2(point["rho"] / self.best) ** 2 for point in points]
 
 
 def test_a_number_is_the_best_of_the_mean_over_both_tasks():
     """Best at 0.02 and at 0.32 alone: together at their geometric mean, 0.08, which is
     outside of where the search for a share of the weights starts."""
-    best = dict(zip(PLAN.choosing, (0.02, 0.32), strict=True))
-    choices = [Formula(study, best) for study in PLAN.own]
+    base = {"settings": {"lr": 0.3, "decay": 0.7}, "epochs": 15}
+    choices = [Formula(best) for best in (0.02, 0.32)]
+    tasks = [untuned_runs.Choosing(one, "a task", base) for one in choices]
     rule = rule_of("share of the weights")
-    found = rules.frozen(rule, untuned_runs.evaluated(PLAN, rule, choices))
+    found = rules.frozen(rule, untuned_runs.evaluated(rule, tasks))
     assert found["number"] == 0.08
     assert found["tried"] == [0.005, 0.01, 0.02, 0.04, 0.08, 0.16]
     assert found["at_bound"] == []
     asked = [point for choice in choices for point in choice.asked]
     assert len(asked) == 2 * len(found["tried"])
-    assert {(point["lr"], point["decay"]) for point in asked} == {(0.3, 0.7)}
+    of_base = {(point["lr"], point["decay"], point["epochs"]) for point in asked}
+    assert of_base == {(0.3, 0.7, 15)}
 
 
 def test_published_numbers_are_not_searched():
@@ -213,7 +213,8 @@ def test_rules_have_all_but_rho_from_the_base():
 
 def test_the_seeds_that_report_are_new():
     others = [mnist_5k.STUDY, label_noise.STUDY, which_method.STUDY]
-    others.append(fashion.full(fixed_sets.FASHION))
+    others += [fashion.full(fixed_sets.FASHION)]
+    others += other_tasks.studies(fixed_sets.FASHION)
     seen = {seed for one in others for seed in (*one.seeds, *one.tuning_seeds)}
     assert not seen & {*untuned.SEEDS}
     assert not {*own_method.SEEDS} & {*untuned.SEEDS}
@@ -225,8 +226,21 @@ def test_the_seeds_that_report_are_new():
 def test_eight_tasks_or_more_and_two_that_choose():
     assert len(PLAN.places) >= 8
     assert len(PLAN.choosing) == 2
-    here = {task for study in PLAN.own for task in study.tasks}
-    assert {*PLAN.choosing} <= here  # other settings may not be there yet
+    assert {*PLAN.choosing} <= {*PLAN.places}
+
+
+def test_what_tuned_a_place_is_the_study_that_its_settings_name():
+    """All but the seeds that report; so nothing is tuned twice."""
+    folder = fixed_sets.FASHION
+    studies = [mnist_5k.STUDY, label_noise.STUDY, fashion.full(folder)]
+    by_name = {one.name: one for one in (*studies, *other_tasks.studies(folder))}
+    for place in PLAN.places.values():
+        study = by_name[place.settings]
+        assert place.task in study.tasks
+        same = {"seeds": study.seeds, "source": study.source}
+        assert dataclasses.replace(place.study, **same) == study
+    tuned = {PLAN.places[task].settings for task in PLAN.choosing}
+    assert all(name.startswith(PLAN.tuner) for name in tuned)
 
 
 # --- what is refused ----------------------------------------------------------------
@@ -249,6 +263,15 @@ def test_settings_that_are_not_there_yet_are_left_out(tmp_path):
         untuned_runs.permits(PLAN, tmp_path)
     committed(tmp_path, untuned=settings_of(PLAN))
     assert list(untuned_runs.permits(PLAN, tmp_path)) == ["untuned"]
+
+
+def test_no_search_before_the_base_is_tuned(tmp_path, monkeypatch):
+    path, out = tmp_path / "untuned.json", tmp_path / "out"
+    command = ["untuned", "--tune", "--settings", str(path), "--out", str(out)]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(FileNotFoundError, match=r"accuracy\.other_tasks --tune"):
+        untuned.main()
+    assert not path.exists()
 
 
 def test_no_report_of_rules_that_are_not_committed(tmp_path, monkeypatch):
