@@ -22,7 +22,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from benchmarks.accuracy import mnist_5k
+from benchmarks.accuracy import label_noise, mnist_5k
 from benchmarks.lib import commands, fixed_sets, gains_picture, rehearsal, report
 from benchmarks.lib.fixed_sets import Source
 from benchmarks.lib.grids import Axis
@@ -33,7 +33,7 @@ from benchmarks.lib.study import Study, Task
 
 NAME = "other_tasks"
 SEEDS = tuple(range(4100, 4108))
-RHO = mnist_5k.RHO  # where the searches start
+RHO = label_noise.RHO  # where the searches start
 
 
 def base(lr: tuple[float, ...], decay: tuple[float, ...]) -> dict[str, Axis]:
@@ -57,6 +57,7 @@ MNIST = dataclasses.replace(
         "MNIST CNN, 20 % wrong": Task(0.2, NOISY, RHO),
         "MNIST CNN, 60 % wrong": Task(0.6, NOISY, RHO),
     },
+    from_best=False,
     seeds=SEEDS,
 )
 
@@ -77,6 +78,7 @@ def small_fashion(source: Source) -> Study:
         epochs=20,
         shortest=5,
         longest=80,
+        from_best=False,
         seeds=SEEDS,
     )
 
@@ -96,6 +98,7 @@ def few_of_fashion(source: Source) -> Study:
         batch=40,
         m=8,
         tuning_seeds=(100, 101, 102),
+        from_best=False,
         seeds=SEEDS,
     )
 
