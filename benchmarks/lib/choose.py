@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.lib import baselines, statistics
 from benchmarks.lib.grids import Axis, Found, Point, search
 from benchmarks.lib.store import Store
-from benchmarks.lib.study import CHOSEN, LENGTH_ROWS, Bench, unpacked
+from benchmarks.lib.study import BASELINES, CHOSEN, LENGTH_ROWS, Bench, unpacked
 
 
 class Choice:
@@ -31,7 +31,7 @@ class Choice:
     def run(self) -> dict:
         """All stages; the settings to commit."""
         study = self.study
-        stages = [self.of_base, self.of_logistic, self.of_neighbours]
+        stages = [self.of_base, self.of_baselines]
         stages += [
             lambda task, m=method: self.of_method(task, m) for method in study.methods
         ]
@@ -128,6 +128,14 @@ class Choice:
         inside = [e for e in beside if study.shortest <= e <= study.longest]
         return [epochs for epochs in inside if (task, epochs) not in self.base]
 
+    def of_baselines(self, task: str) -> None:
+        first = self.study.same_images(task)
+        if first == task:
+            self.of_logistic(task)
+            self.of_neighbours(task)
+        for name in BASELINES:
+            self.baselines[task, name] = self.baselines[first, name]
+
     def of_logistic(self, task: str) -> None:
         found = search(
             baselines.AXES[baselines.LOGISTIC],
@@ -174,6 +182,7 @@ class Choice:
             },
             "sound": self.sound(task),
             **self.rival(task),
+            **self.baselines_of(task),
             "nominated": max(names, key=lambda m: rows[m]["validation"]),
         }
 
@@ -199,16 +208,20 @@ class Choice:
         found = self.study.tasks[task].rival
         return {"rival": found} if found else {}
 
+    def baselines_of(self, task: str) -> dict:
+        found = self.study.same_images(task)
+        return {} if found == task else {"baselines_of": found}
+
     def sound(self, task: str) -> bool:
         """Whether the tuned base, or a rival's, beats both baselines by two standard
         errors."""
         return any(self.beats_baselines(t) for t in (task, *self.rival(task).values()))
 
     def beats_baselines(self, task: str) -> bool:
-        best = self.best_length(task)
+        best, first = self.best_length(task), self.study.same_images(task)
         ours = self.right(task, "base", best, self.base[task, best].best)
         return all(
-            statistics.beats(ours, self.right(task, name, 0, point))
+            statistics.beats(ours, self.right(first, name, 0, point))
             for (t, name), (point, _) in self.baselines.items()
             if t == task
         )

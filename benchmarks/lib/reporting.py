@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from benchmarks.lib import report
 from benchmarks.lib.blind import Committed
 from benchmarks.lib.store import Key, Store
-from benchmarks.lib.study import Bench, Study
+from benchmarks.lib.study import BASELINES, Bench, Study
 
 
 def run(
@@ -105,7 +105,9 @@ def keys(head: dict) -> Iterator[Key]:
         for task, of_task in tasks.items():
             if name in of_task:
                 for seed in head["seeds"]:
-                    yield key(head, task, of_task[name], seed)
+                    one = key(head, task, of_task[name], seed)
+                    if one["task"] == task:
+                        yield one
 
 
 def rows(of_task: dict) -> dict[str, dict]:
@@ -118,6 +120,9 @@ def rows(of_task: dict) -> dict[str, dict]:
 
 
 def key(head: dict, task: str, row: dict, seed: int) -> Key:
+    """Baselines are run once for all tasks of the same images."""
+    if row["method"] in BASELINES:
+        task = head["settings"]["tasks"][task].get("baselines_of", task)
     return {
         "study": head["study"],
         "settings_blob": head["settings_blob"],

@@ -78,6 +78,14 @@ class Study:
             dict.fromkeys(name for of in self.tasks.values() for name in of.rho)
         )
 
+    def same_images(self, task: str) -> str:
+        """The first task of these images and labels: it has the baselines of all."""
+
+        def images(name: str):
+            return self.tasks[name].noise, self.tasks[name].view_of_baselines
+
+        return next(name for name in self.tasks if images(name) == images(task))
+
     def kind(self, task: str, method: str, epochs: int) -> loop.Kind:
         of_task = self.tasks[task]
         model = self.model if of_task.model is None else of_task.model

@@ -1,19 +1,21 @@
 """The search of a study, on accuracies that are a formula of the settings."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from benchmarks.accuracy import fashion
-from benchmarks.lib import baselines, fixed_sets
+from benchmarks.lib import baselines, fixed_sets, reporting, techniques
 from benchmarks.lib.choose import Choice
 from benchmarks.lib.store import Store
-from benchmarks.lib.study import BASE, CHOSEN, TWICE, packed
+from benchmarks.lib.study import BASE, BASELINES, CHOSEN, TWICE, packed
 
 pytestmark = pytest.mark.slow  # a study's machinery, not the library
 
 IMAGES = 2000
+OTHER = techniques.BY_NAME[techniques.SMOOTHING]
 LENGTHS = {"clean": 60, "40 % wrong": 8}  # where the base is best
 LR, DECAY = 0.4, 0.0015  # 0.4 lies beyond the grid of the start
 # Beyond it, inside of it, below it, and so far that the base is owed points.
@@ -131,3 +133,25 @@ def test_what_was_run_is_not_run_again(tmp_path):
     again = Choice(bench, Store(tmp_path / "runs.json"), lines.append).run()
     assert count == len(lines)
     assert first == again
+
+
+def test_tasks_of_the_same_images_share_their_baselines(tmp_path):
+    """They are run for the first of them, and reported once."""
+    bench = Bench()
+    first = bench.study.tasks["clean"]
+    tasks = {"clean": first, "40 % wrong": dataclasses.replace(first, technique=OTHER)}
+    bench.study = dataclasses.replace(bench.study, tasks=tasks)
+    store = Store(tmp_path / "runs.json")
+    settings = Choice(bench, store, tell=lambda line: None).run()
+    of = {key["task"] for key in store.keys() if key["method"] in BASELINES}
+    assert of == {"clean"}
+    found = settings["tasks"]
+    assert found["40 % wrong"]["baselines_of"] == "clean"
+    assert "baselines_of" not in found["clean"]
+    assert found["40 % wrong"]["baselines"] == found["clean"]["baselines"]
+    head = {"study": "fashion", "settings_blob": "", "settings": settings, "seeds": [1]}
+    keys = [k for k in reporting.keys(head) if k["method"] in BASELINES]
+    assert [key["task"] for key in keys] == ["clean", "clean"]
+    rows = reporting.rows(found["40 % wrong"])
+    again = [reporting.key(head, "40 % wrong", rows[name], 1) for name in BASELINES]
+    assert sorted(map(str, again)) == sorted(map(str, keys))
