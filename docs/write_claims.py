@@ -1,15 +1,22 @@
 """Write the tables of docs/claims.md that results fill; the rest is written by hand.
 
-    python docs/write_claims.py
+    python -m docs.write_claims
 
 writes anew what stands between `<!-- name -->` and `<!-- / -->`, where `name.json` in
-benchmarks/results/ is the result. `tests/docs/test_claims.py` compares the committed
-page with what this file writes, and the numbers beside the tables with the results.
+benchmarks/results/ is the result, or `name_report.json` that of a study.
+`tests/docs/test_claims.py` compares the committed page with what this file writes, and
+the numbers beside the tables with the results.
 """
 
 import json
 import re
 from pathlib import Path
+
+from benchmarks.accuracy import regularizers_report
+from benchmarks.lib import results
+from benchmarks.lib.results import Results
+from benchmarks.lib.statistics import Gain
+from benchmarks.lib.store import Store
 
 PAGE = Path(__file__).parent / "claims.md"
 RESULTS = PAGE.parents[1] / "benchmarks" / "results"
@@ -24,13 +31,21 @@ def result(name):
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+def study(name):
+    """What a study reported, or nothing yet."""
+    path = RESULTS / f"{name}_report.json"
+    return Results(Store(path)) if path.exists() else None
+
+
+def link(name):
+    return f"[{name}.json](../benchmarks/results/{name}.json)"
+
+
 def filled(page):
     """The page with its tables as their results have them."""
 
     def table(found):
-        name = found[2]
-        link = f"[{name}.json](../benchmarks/results/{name}.json)"
-        lines = "".join(TABLES[name](result(name), link))
+        lines = "".join(TABLES[found[2]](found[2]))
         return found[1] + (HEADER + lines if lines else "Not run.\n") + found[4]
 
     return re.sub(TABLE, table, page, flags=re.DOTALL)
@@ -47,10 +62,10 @@ def measured(pair, sign="", digits=2):
     return f"{mean:{sign}.{digits}f} ± {error:.{digits}f}"
 
 
-def paper_rows(result, link):
+def paper_rows(name):
     """A row for each claim of a paper that was measured."""
     reference = ""
-    for row in result.get("claims", []):
+    for row in result(name).get("claims", []):
         claim = row["paper"].removesuffix(".")
         if cited := re.search(r" \(([^()]*\d{4}[^()]*)\)$", claim):
             claim, reference = claim.removesuffix(cited[0]), cited[1]
@@ -61,22 +76,22 @@ def paper_rows(result, link):
             apart = measured(row["difference"], "+", digits)
             looked_at += f": {first} and {second}, difference {apart}"
         verdict = MEASURED.get(row["verdict"], f"unclear: {row['verdict']}")
-        yield line(verdict, claim, reference, f"{looked_at}: {link}")
+        yield line(verdict, claim, reference, f"{looked_at}: {link(name)}")
 
 
-def gains(result, link):
+def gains(name):
     """A row for each task, of SAM alone."""
     names = {
         "gain": "over the base",
         "gain_over_2x_epochs": "over twice the epochs",
         "gain_over_best_length": "over its best length",
     }
-    for row in result.get("summary", []):
+    for row in result(name).get("summary", []):
         if row["method"] != "SAM" or "gain" not in row:
             continue
         known = {names[k]: row[k] for k in names if row[k]}
         numbers = ", ".join(f"{measured(pair, '+')} {k}" for k, pair in known.items())
-        claim, evidence = f"SAM gains: {row['task']}", f"{numbers}: {link}"
+        claim, evidence = f"SAM gains: {row['task']}", f"{numbers}: {link(name)}"
         yield line(word(known), claim, "Foret et al. 2021", evidence)
 
 
@@ -89,7 +104,7 @@ def word(differences):
     return "holds" if all(sure) else "holds in part" if any(sure) else "unclear"
 
 
-def regularizers(result, link):
+def complements(name):
     """A row for each technique beside SAM."""
     names = {
         "gain_of_sam": "SAM",
@@ -97,19 +112,63 @@ def regularizers(result, link):
         "gain_of_both": "both",
         "interaction": "interaction",
     }
-    for row in result.get("summary", []):
-        known = [(name, row[key]) for key, name in names.items() if key in row]
-        numbers = ", ".join(f"{name} {measured(pair, '+')}" for name, pair in known)
+    for row in result(name).get("summary", []):
+        known = [(word, row[key]) for key, word in names.items() if key in row]
+        numbers = ", ".join(f"{word} {measured(pair, '+')}" for word, pair in known)
         claim, evidence = f"SAM and {row['technique']}", numbers or "no runs"
         said = "often said, rarely measured"
-        yield line(row["verdict"], claim, said, f"{evidence}: {link}")
+        yield line(row["verdict"], claim, said, f"{evidence}: {link(name)}")
+
+
+def of(gain: Gain):
+    return measured((gain.mean, gain.error), "+")
+
+
+def study_gains(*names):
+    """A row for each task of some studies, of SAM alone."""
+    over = {
+        results.STEPS: "over the base",
+        results.GRADIENTS: "over twice the epochs",
+        results.LENGTH: "over its best length",
+    }
+
+    def table(_):
+        for name in names:
+            found = study(name)
+            for task in found.tasks if found else ():
+                gains = found.gains(task, "SAM")
+                numbers = ", ".join(f"{of(gains[k])} {w}" for k, w in over.items())
+                known = {k: (gain.mean, gain.error) for k, gain in gains.items()}
+                evidence = f"{numbers}: {link(f'{name}_report')}"
+                yield line(
+                    word(known), f"SAM gains: {task}", "Foret et al. 2021", evidence
+                )
+
+    return table
+
+
+def regularizers(name):
+    """A row for each technique beside SAM."""
+    found, said = study(name), "often said, rarely measured"
+    for technique in regularizers_report.techniques(found) if found else ():
+        square = regularizers_report.square(found, technique)
+        numbers = (
+            f"SAM {of(square.of_sam)}, the technique {of(square.of_technique)}, both "
+            f"{of(square.of_both)}, interaction {of(square.interaction)}"
+        )
+        evidence = f"{numbers}: {link(f'{name}_report')}"
+        yield line(square.verdict, f"SAM and {technique}", said, evidence)
 
 
 TABLES = {
     "paper_figures": paper_rows,
     "generalization": gains,
+    "other_tasks": study_gains(
+        "other_tasks_mnist", "other_tasks_fashion", "other_tasks_few"
+    ),
     "fine_tuning": gains,
-    "complements": regularizers,
+    "complements": complements,
+    "regularizers": regularizers,
 }
 
 

@@ -132,4 +132,4 @@ def test_the_range_of_rho_is_that_of_the_results():
 
 
 def test_tables_are_those_of_the_results():
-    assert text() == filled(text()), "run `python docs/write_claims.py`"
+    assert text() == filled(text()), "run `python -m docs.write_claims`"
