@@ -14,7 +14,11 @@ nine slices and one matrix product in JAX, and PyTorch's own in PyTorch.)
 - Memory: the peak resident size of a fresh process for each, and by how much it rose
   over what was there before the first step (JAX's compiler is in it). PyTorch's process
   has JAX loaded too, for the data and the first weights.
-- Test accuracy at the end, of a few seeds, and the difference to `optax_sam` in pairs.
+- Test accuracy at the end, of some seeds, and the difference to `optax_sam` in pairs.
+  Rounding alone drives two programs of the same steps apart: how far says the
+  difference of `optax.contrib.sam`.
+- Agreement: how far apart the weights of `optax_sam` and pytorch_optimizer are after
+  some steps in float64, as a share of their norm. Whatever is not rounding shows there.
 
 The load of the machine before the times is in the JSON: on a busy machine they say
 little. PyTorch has one thread, with which it was the faster there. Writes peers.json;
@@ -63,10 +67,11 @@ RATIOS = (
     (OURS, TORCH),
 )
 PEERS = ("torch", "pytorch_optimizer")
-SEEDS = tuple(range(1300, 1304))
+SEEDS = tuple(range(1300, 1324))
 ROUNDS, STEPS_OF_A_TURN = 15, 40
 MEMORY_STEPS = 20
-PARTS = ("memory", "accuracy", "times")
+PARTS = ("memory", "accuracy", "agreement", "times")
+AGREEMENT = (1, 10, 100)  # steps
 # Two threads wait for each other at every operation: with tensors of this size that was
 # 30 to 70 times slower than one on two cores that were shared.
 TORCH_THREADS = 1
@@ -79,7 +84,7 @@ class JaxTraining:
     """A jitted step as the README shows it, called from Python."""
 
     def __init__(self, name: str, job: Job, seed: int, data: Examples):
-        self.job, self.data = job, data
+        self.name, self.job, self.data = name, job, data
         key = jax.random.key(seed)
         self.network = training.initial(job.task)(key, data.images[:1])
         tx, self.step_fn = program(name, job)
@@ -94,6 +99,23 @@ class JaxTraining:
 
     def accuracy(self, test: Examples) -> float:
         return 100 * float(evaluation.accuracy(self.job.task)(self.network, test))
+
+    def in_float64(self) -> "JaxTraining":
+        """The same start; JAX has to have 64 bits enabled."""
+        self.network, self.data = (
+            jax.tree.map(float64, tree) for tree in (self.network, self.data)
+        )
+        self.state = program(self.name, self.job)[0].init(self.network.params)
+        return self
+
+    def kernels(self) -> list[np.ndarray]:
+        """Of all layers, from the first to the last."""
+        layers = [self.network.params[name] for name in sorted(self.network.params)]
+        return [np.asarray(layer["kernel"]) for layer in layers if "kernel" in layer]
+
+
+def float64(leaf):
+    return leaf.astype(np.float64) if leaf.dtype == np.float32 else leaf
 
 
 @functools.cache
@@ -189,6 +211,29 @@ def accuracies(name: str, job: Job, data: Examples, seeds, tick) -> list[float]:
     return found
 
 
+def agreement(job: Job, split: Split) -> dict[str, float]:
+    """After so many steps of SAM in float64, from the same weights: the distance of
+    both frameworks' weights, as a share of their norm."""
+    found = {}
+    with jax.enable_x64(True):
+        ours, theirs = (
+            start(name, job, 0, split.train).in_float64() for name in (OURS, TORCH)
+        )
+        for step, rows in enumerate(batches(job, 0)[: max(AGREEMENT)], 1):
+            ours.step(rows)
+            theirs.step(rows)
+            if step in AGREEMENT:
+                found[str(step)] = distance(ours.kernels(), theirs.kernels())
+    return found
+
+
+def distance(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
+    pairs = zip(ours, theirs, strict=True)
+    apart = np.concatenate([np.ravel(one - other) for one, other in pairs])
+    whole = np.concatenate([np.ravel(one) for one in ours])
+    return float(np.linalg.norm(apart) / np.linalg.norm(whole))
+
+
 def memory_of_this_process(name: str, job: Job) -> dict[str, float]:
     # Noise of the right shape: the reading of the images would be the peak.
     side, rng = (14 if job.task.name == MNIST.name else 8), np.random.default_rng(0)
@@ -235,12 +280,15 @@ def measure(options: argparse.Namespace) -> dict:
     data = {name: job.task.load() for name, job in chosen.items()}
     parts = PARTS if options.only is None else options.only
     rows = {name: {method: {} for method in names} for name in chosen}
+    agree, load = dict.fromkeys(chosen), None
     if options.only:
         old = report.earlier(options.out / "peers.json")
         rows = {name: old["networks"][name]["methods"] for name in chosen}
+        agree = {name: old["networks"][name].get("agreement") for name in chosen}
+        load = old["load_average_before_the_times"]
     with report.progress_bar() as progress:
         ticks = {"memory": len(names), "accuracy": len(names) * len(seeds)}
-        ticks["times"] = len(names) + rounds
+        ticks |= {"times": len(names) + rounds, "agreement": 1}
         total = len(chosen) * sum(ticks[part] for part in parts)
         bar = progress.add_task("", total=total)
 
@@ -256,7 +304,10 @@ def measure(options: argparse.Namespace) -> dict:
                 found["test_accuracy"] = accuracies(
                     method, job, data[name], seeds, tick
                 )
-        load = os.getloadavg()
+        for name, job in chosen.items() if torch_here and "agreement" in parts else ():
+            agree[name] = agreement(job, job.task.split(data[name], 0))
+            tick(f"{name}: in float64")
+        load = os.getloadavg() if "times" in parts else load
         for name, job in chosen.items() if "times" in parts else ():
             split = job.task.split(data[name], 0)
             for method, rates in timings(names, job, split, rounds, tick).items():
@@ -276,6 +327,7 @@ def measure(options: argparse.Namespace) -> dict:
                 "batch": job.task.batch,
                 **job.settings._asdict(),
                 "epochs": job.epochs,
+                "agreement": agree[name],
                 "methods": {method: rows[name].get(method) for method in METHODS},
             }
             for name, job in chosen.items()
@@ -342,6 +394,9 @@ def print_tables(result: dict, console: Console) -> None:
                 report.plus_minus(row["difference"], 2, "+"),
             )
         console.print(table)
+        agree = result["networks"][name].get("agreement") or {}
+        for steps, apart in agree.items():
+            console.print(f"  {OURS}, {TORCH}, float64, {steps} steps: {apart:.1e}")
         for pair, ratio in found["time_ratios"].items():
             text = "not run"
             if ratio:

@@ -69,6 +69,20 @@ class TorchTraining:
     def wait(self) -> None:
         """Nothing runs on: PyTorch's CPU steps are done when they return."""
 
+    def in_float64(self) -> "TorchTraining":
+        """The same start."""
+        self.model.double()
+        self.images = self.images.double()
+        return self
+
+    def kernels(self) -> list[np.ndarray]:
+        """Of all layers, from the first to the last, laid out as Flax has them."""
+        found = [p.detach().numpy() for p in self.model.parameters() if p.ndim >= 2]
+        return [
+            kernel.T if kernel.ndim == 2 else kernel.transpose(2, 3, 1, 0)
+            for kernel in found
+        ]
+
     def accuracy(self, test: Examples) -> float:
         images, labels = self.tensors(test)
         self.model.eval()

@@ -61,19 +61,19 @@ def table(found: Results) -> str:
 def gains(found: Results, task: str) -> Iterator[str]:
     verdicts = found.verdicts()
     yield (
-        f"{task + ', gain':20}{'gradients':>10}{'equal steps':>15}"
-        f"{'chosen length':>15}  verdict"
+        f"{task + ', gain':20}{'gradients':>10}{'equal steps':>16}"
+        f"{'chosen length':>16}  verdict"
     )
     star = nominated(found, task)
     for name in sorted(found.methods(task), key=lambda name: (cost(name), name)):
         gains = found.gains(task, name)
         label = f"{name}{' *' if name in star else ''}"
         if gains is None:
-            yield f"{label:20}{cost(name):>10.2f}{missing(found, task, name):>15}"
+            yield f"{label:20}{cost(name):>10.2f}{missing(found, task, name):>16}"
             continue
         steps, length = (signed(gains[w]) for w in (results.STEPS, results.LENGTH))
         yield (
-            f"{label:20}{cost(name):>10.2f}{steps:>15}{length:>15}"
+            f"{label:20}{cost(name):>10.2f}{steps:>16}{length:>16}"
             f"  {verdicts[task, name].word}"
         )
     yield "* nominated on validation images"
@@ -89,7 +89,7 @@ def answers(found: Results, task: str) -> Iterator[str]:
 def answer(share: Share | None) -> str:
     """Reached only if the whole interval lies above."""
     if share is None:
-        return "SAM's own gain is below two standard errors, no share"
+        return "SAM's own gain may be none, so no share"
     interval = f"{share.of:.2f} ({share.low:.2f} to {share.high:.2f}) of SAM's gain"
     if share.low > KEPT:
         return f"{interval}: {KEPT} reached"

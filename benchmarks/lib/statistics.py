@@ -136,8 +136,9 @@ def share(
     images) each; seeds and images are drawn again together, all three in one.
 
     The interval leaves out `chance`, half on each side; it is wider than it has to be,
-    since what is drawn twice varies twice. None where the gain of `whole`
-    is below two standard errors: a share of nothing says nothing.
+    since what is drawn twice varies twice. None where the gain of `whole` is below two
+    standard errors, or its own interval of that kind has zero in it: then the share may
+    be anything.
     """
     gained = gain(whole, base)
     if gained.mean < 2 * gained.error:
@@ -147,6 +148,8 @@ def share(
     means = np.concatenate(
         [drawn_again(differences, 250, rng) for _ in range(draws // 250)], axis=1
     )
+    if np.quantile(means[1], chance / 2) <= 0:
+        return None
     low, high = np.quantile(means[0] / means[1], [chance / 2, 1 - chance / 2])
     of = differences[0].mean() / differences[1].mean()
     return Share(float(of), float(low), float(high))

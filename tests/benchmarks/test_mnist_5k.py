@@ -61,6 +61,17 @@ def test_no_share_of_a_gain_that_is_none():
     assert statistics.share(base, whole, base, 0.05) is None
 
 
+def test_no_share_where_the_whole_gain_may_be_none():
+    """Two and a half standard errors: at 95 % an interval, at 99.9 % none."""
+    rng = np.random.default_rng(0)
+    easy, noise = rng.random((1, 2000)), rng.normal(0, 0.01, (2, 20, 1))
+    base, whole = easy < 0.8 + noise[0], easy < 0.8104 + noise[1]
+    gain = statistics.gain(whole, base)
+    assert 2.2 < gain.mean / gain.error < 2.9
+    assert statistics.share(whole, whole, base, 0.05) is not None
+    assert statistics.share(whole, whole, base, 0.001) is None
+
+
 # --- the study ----------------------------------------------------------------------
 
 
