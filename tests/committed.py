@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+from benchmarks.accuracy import which_method_report
 from benchmarks.lib.results import Results
 from benchmarks.lib.store import Store
 
+SGD = "SGD"  # the task of which_method.py
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
@@ -16,6 +18,23 @@ def result(name):
 def study(name) -> Results:
     """What a study by the stricter rules reported."""
     return Results(Store(RESULTS / f"{name}_report.json"))
+
+
+def shares_of_study() -> dict[tuple[str, str], str]:
+    """What the nominated methods of which_method.py keep of SAM's gain, as pages show
+    it: by method, and by what the gain is over."""
+    found = study("which_method")
+    return {
+        (name, over): written(share)
+        for over in which_method_report.OVER
+        for name, share in which_method_report.shares(found, SGD, over).items()
+        if share
+    }
+
+
+def written(share) -> str:
+    of, low, high = (f"{100 * x:.0f}" for x in (share.of, share.low, share.high))
+    return f"{of} % ({low} to {high})"
 
 
 def gains_of(found: Results):

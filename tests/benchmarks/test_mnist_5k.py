@@ -160,7 +160,9 @@ def blob(path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-STUDIES = {one.name: one for one in (mnist_5k.STUDY, label_noise.STUDY)}
+STUDIES = {
+    one.name: one for one in (mnist_5k.STUDY, label_noise.STUDY, which_method.STUDY)
+}
 
 
 @pytest.mark.parametrize("name", STUDIES)

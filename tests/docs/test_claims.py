@@ -8,10 +8,11 @@ import re
 import statistics
 from pathlib import Path
 
-from committed import gains_of, study
+from committed import gains_of, shares_of_study, study
 from write_claims import MEASURED, PAGE, TABLE, filled, result
 
 ROOT = PAGE.parents[1]
+STUDIES = ("label_noise", "mnist_5k", "which_method")
 SIDE_BY_SIDE = ("complementary", "overlapping", "unclear")
 VERDICTS = (*MEASURED.values(), *SIDE_BY_SIDE, "cannot be tested here")
 
@@ -57,6 +58,7 @@ def shares():
     for method in result("which_method_small")["methods"]:
         low, high = method["share_interval"]
         yield f"{100 * method['share']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+    yield from shares_of_study().values()
 
 
 def with_errors():
@@ -64,7 +66,7 @@ def with_errors():
     methods = result("which_method_small")["methods"]
     pairs = [m[k] for m in methods for k in ("gain", "gain_over_best_length")]
     pairs += [row["gain"] for row in result("m_sharpness")["summary"] if row["gain"]]
-    studies = [gains_of(study(name)) for name in ("label_noise", "mnist_5k")]
+    studies = [gains_of(study(name)) for name in STUDIES]
     pairs += [(one.mean, one.error) for of in studies for one in of]
     return {f"{mean:+.2f} ± {error:.2f}" for mean, error in [*pairs, *differences()]}
 

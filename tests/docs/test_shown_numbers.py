@@ -5,17 +5,23 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from committed import RESULTS, gains_of, result, study
+from committed import RESULTS, gains_of, result, shares_of_study, study
 from sklearn.neighbors import KNeighborsClassifier
 
+from benchmarks.accuracy import which_method_report
 from benchmarks.accuracy.flatness import SEEDS, parse_seeds
 from benchmarks.lib import results_table
 from benchmarks.lib.data import loaded
+from benchmarks.lib.statistics import CERTAIN
 from benchmarks.lib.tasks import DIGITS, MNIST
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-STUDIES = ("label_noise", "mnist_5k")
+TABLES = {
+    "label_noise": results_table.table,
+    "mnist_5k": results_table.table,
+    "which_method": which_method_report.table,
+}
 EVIDENCE, COST = ROOT / "docs" / "evidence.md", ROOT / "docs" / "cost.md"
 
 
@@ -46,7 +52,7 @@ def test_every_mean_and_error_is_in_a_result(page, least):
     results = [result(path.stem) for path in RESULTS.glob("*.json")]
     of_study = {
         (f"{abs(one.mean):.2f}", f"{one.error:.2f}")
-        for name in STUDIES
+        for name in TABLES
         for one in gains_of(study(name))
     }
     known = of_study | {
@@ -60,10 +66,10 @@ def test_every_mean_and_error_is_in_a_result(page, least):
     assert set(shown) <= known
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", TABLES)
 def test_the_table_of_the_study_is_its_own(name):
     shown = EVIDENCE.read_text(encoding="utf-8")
-    block = textwrap.indent(results_table.table(study(name)), "    ")
+    block = textwrap.indent(TABLES[name](study(name)), "    ")
     assert "\n".join(line.rstrip() for line in block.splitlines()) in shown
 
 
@@ -107,15 +113,6 @@ def written(pair, sign=""):
     return f"{pair[0]:{sign}.2f} ± {pair[1]:.2f}"
 
 
-def which_method(task, method):
-    (found,) = (
-        m
-        for m in result("which_method_small")["methods"]
-        if (m["task"], m["method"]) == (task, method)
-    )
-    return found["gain"]
-
-
 def test_the_headline_is_that_of_the_json():
     found, page = study("label_noise"), flat(README)
     base, ours = (
@@ -140,12 +137,21 @@ def of_study(gain):
 
 
 def test_the_readmes_results_are_those_of_their_jsons():
-    momentum, sam = (
-        written(which_method("digits", name), "+") for name in ("momentum SAM", "SAM")
+    page, found = flat(README), study("which_method")
+    m_sam, le_sam = (
+        of_study(found.gains("SGD", name)["chosen length"])
+        for name in ("m-SAM", "LE-SAM")
     )
-    page = flat(README)
-    assert f"`momentum_sam` gained {momentum} points on digits" in page
-    assert f"where SAM gained {sam};" in page
+    assert f"methods m-SAM ({m_sam}) and LE-SAM ({le_sam}) gain over SGD" in page
+    gained = [
+        method for (_, method), one in found.verdicts().items() if one.word == CERTAIN
+    ]
+    assert sorted(gained) == ["LE-SAM", "m-SAM"]
+    kept = {name: share for (name, over), share in shares_of_study().items()}
+    assert f"`momentum_sam` {kept['momentum SAM']} ([all" in page
+    choosing = flat(ROOT / "docs" / "choosing.md")
+    assert f"`look_sam` kept {kept['LookSAM']} of SAM's gain" in choosing
+    assert f"and `momentum_sam` {kept['momentum SAM']}, so" in choosing
     rows = {
         (row["task"], row["method"]): row for row in result("fine_tuning")["summary"]
     }
