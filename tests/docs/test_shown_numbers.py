@@ -177,6 +177,12 @@ def test_gains_on_other_tasks_are_those_of_the_json():
         assert f"| {task} | {' | '.join(cells)} |" in page
 
 
+def test_how_far_apart_two_libraries_are_in_float64():
+    apart = result("peers")["networks"]["conv net"]["agreement"]["100"]
+    shown = f"{apart:.0e}".replace("e-0", "e-")
+    assert f"the two libraries are {shown} apart after 100 steps" in flat(EVIDENCE)
+
+
 # --- Every method -------------------------------------------------------------------
 
 
