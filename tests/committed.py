@@ -1,5 +1,6 @@
 """What is committed in benchmarks/results, for the tests that read it."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -15,11 +16,13 @@ def result(name):
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
+@functools.cache
 def study(name) -> Results:
     """What a study by the stricter rules reported."""
     return Results(Store(RESULTS / f"{name}_report.json"))
 
 
+@functools.cache
 def shares_of_study() -> dict[tuple[str, str], str]:
     """What the nominated methods of which_method.py keep of SAM's gain, as pages show
     it: by method, and by what the gain is over."""

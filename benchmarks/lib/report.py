@@ -153,8 +153,8 @@ def committed(name: str) -> dict:
 def command() -> str:
     """What was run, without the folders of this machine."""
     folders = argparse.ArgumentParser(add_help=False)
-    folders.add_argument("--out")
-    folders.add_argument("--checkpoint")
+    for name in ("--out", "--settings", "--data", "--checkpoint"):
+        folders.add_argument(name)
     _, rest = folders.parse_known_args(sys.argv[1:])
     script = Path(sys.argv[0])
     module = f"benchmarks.{script.parent.name}.{script.stem}"

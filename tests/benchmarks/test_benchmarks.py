@@ -276,6 +276,7 @@ def test_no_script_names_the_committed_results_itself():
 def test_commands_in_results_are_without_folders(monkeypatch):
     path = "/somewhere/benchmarks/cost/gpu.py"
     options = ["--only", "ViT", "--out", "/a b", "--checkpoint=/c", "--minutes", "3.5"]
+    options += ["--settings", "/d/settings.json", "--data=/e"]
     monkeypatch.setattr("sys.argv", [path, *options])
     assert report.command() == "python -m benchmarks.cost.gpu --only ViT --minutes 3.5"
     for file in report.RESULTS.glob("*.json"):
