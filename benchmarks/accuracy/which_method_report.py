@@ -1,5 +1,6 @@
 """Table and picture of which_method.py: gain against cost, and the shares of SAM's."""
 
+import functools
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ def cost(name: str) -> float:
     return methods.BY_NAME[name].gradients
 
 
+@functools.cache
 def shares(found: Results, task: str, over: str) -> dict[str, Share | None]:
     """Of both nominated methods, over the base at as many steps or of the length
     chosen, with intervals that hold for all tasks at once."""
