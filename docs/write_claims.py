@@ -104,22 +104,6 @@ def word(differences):
     return "holds" if all(sure) else "holds in part" if any(sure) else "unclear"
 
 
-def complements(name):
-    """A row for each technique beside SAM."""
-    names = {
-        "gain_of_sam": "SAM",
-        "gain_of_technique": "the technique",
-        "gain_of_both": "both",
-        "interaction": "interaction",
-    }
-    for row in result(name).get("summary", []):
-        known = [(word, row[key]) for key, word in names.items() if key in row]
-        numbers = ", ".join(f"{word} {measured(pair, '+')}" for word, pair in known)
-        claim, evidence = f"SAM and {row['technique']}", numbers or "no runs"
-        said = "often said, rarely measured"
-        yield line(row["verdict"], claim, said, f"{evidence}: {link(name)}")
-
-
 def of(gain: Gain):
     return measured((gain.mean, gain.error), "+")
 
@@ -167,7 +151,6 @@ TABLES = {
         "other_tasks_mnist", "other_tasks_fashion", "other_tasks_few"
     ),
     "fine_tuning": gains,
-    "complements": complements,
     "regularizers": regularizers,
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from benchmarks.accuracy import which_method_report
 from benchmarks.lib.results import Results
 from benchmarks.lib.store import Store
+from benchmarks.lib.study import Bench
 
 SGD = "SGD"  # the task of which_method.py
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -38,6 +39,21 @@ def shares_of_study() -> dict[tuple[str, str], str]:
 def written(share) -> str:
     of, low, high = (f"{100 * x:.0f}" for x in (share.of, share.low, share.high))
     return f"{of} % ({low} to {high})"
+
+
+def one_run_again(of) -> tuple[float, float, float]:
+    """A run of a network that the hash of the settings draws, made again: its accuracy
+    on validation images then and now, in percent, and the standard error of that.
+
+    Another processor sums in another order, and a training may end a few images apart;
+    other settings or images would end points apart.
+    """
+    found, bench = study(of.name), Bench(of)
+    keys = [key for key in found.store.keys() if key["epochs"]]
+    key = keys[int(found.head["settings_blob"], 16) % len(keys)]
+    then = found.store.find(key)["validation"]
+    error = (then * (100 - then) / len(bench.sets.validation.labels)) ** 0.5
+    return then, bench.work(key)["validation"], error
 
 
 def gains_of(found: Results):

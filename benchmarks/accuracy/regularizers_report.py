@@ -1,5 +1,6 @@
 """Table and picture of regularizers.py: what SAM and a technique gain together."""
 
+import functools
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import NamedTuple
 
 from benchmarks.lib import pictures, statistics
 from benchmarks.lib.results import Results
-from benchmarks.lib.results_table import WIDTH, accuracies, missing, notes, signed
+from benchmarks.lib.results_table import WIDTH, accuracies, bounds, missing, signed
 from benchmarks.lib.statistics import Gain
 from benchmarks.lib.study import BASE
 
@@ -49,6 +50,7 @@ def base_of(technique: str) -> str:
     return {DECAY: NO_DECAY, NO_DECAY: ""}.get(technique, DECAY)
 
 
+@functools.cache
 def square(found: Results, technique: str) -> Square | None:
     """None before all of its runs are there."""
     cells = [(task, row) for task in (base_of(technique), technique) for row in ROWS]
@@ -83,6 +85,19 @@ EXPLAINED = (
     "better one alone, by over two standard errors. Overlapping: not so, and the "
     "interaction (both - SAM - technique + base) is negative by as much."
 )
+
+
+def notes(found: Results) -> Iterator[str]:
+    sizes = ", ".join(f"{name} {n:,}" for name, n in found.head["images"].items())
+    yield (
+        f"Accuracies are means of {len(found.head['seeds'])} seeds ({sizes} images). A "
+        "word is that of its row, without a correction for the number of rows."
+    )
+    for task in found.unsound:
+        yield f"{task}: not shown, as its network does not beat both baselines."
+    for task in found.tasks:
+        yield from bounds(task, found.head["settings"]["tasks"][task]["rows"])
+    yield f"Settings: git blob {found.head['settings_blob']}."
 
 
 def strengths(found: Results) -> Iterator[str]:

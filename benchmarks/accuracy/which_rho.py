@@ -16,9 +16,9 @@ Everything is on training images and of the base alone; three tuning seeds, of w
 predictions are averaged (geometrically). Batches are those of the training: of the
 task's batch size for SAM and ASAM, sub-batches of m examples for m-SAM.
 
-A task counts once: flatness.json, m_sharpness.json and complements.json have radii
-tuned on data and networks that are among these already. The tuned radii come from grids
-of three or four points, laid around a first guess, and many lie at an edge.
+A task counts once: flatness.json and m_sharpness.json have radii tuned on data and
+networks that are among these already. The tuned radii come from grids of three or four
+points, laid around a first guess, and many lie at an edge.
 
 Writes which_rho.json and which_rho.png; takes some minutes on one core.
 """

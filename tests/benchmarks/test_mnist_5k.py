@@ -7,14 +7,13 @@ import subprocess
 
 import numpy as np
 import pytest
-from committed import study
+from committed import one_run_again, study
 
 from benchmarks.accuracy import label_noise, mnist_5k, own_method, which_method
 from benchmarks.lib import commands, fixed_sets, loop, methods, statistics
 from benchmarks.lib.choose import Choice
-from benchmarks.lib.results import Results
 from benchmarks.lib.store import Store
-from benchmarks.lib.study import Bench, packed
+from benchmarks.lib.study import packed
 
 
 def known(share: float, seeds=20, images=2000, noise=0.01, start=0) -> np.ndarray:
@@ -185,23 +184,10 @@ def test_all_rows_are_there_sound_and_inside_of_their_grids(name):
             assert row.get("at_edge", []) == []
 
 
-def drawn(found: Results, number: int) -> dict:
-    """One of the runs of networks."""
-    keys = [key for key in found.store.keys() if key["epochs"]]
-    return keys[number % len(keys)]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_one_run_again_is_the_committed_one(name):
-    """The hash of the settings says which one. Another processor sums in another order,
-    and a training may end a few images apart; other settings or images would end points
-    apart."""
-    found, bench = study(name), Bench(STUDIES[name])
-    key = drawn(found, int(found.head["settings_blob"], 16))
-    then = found.store.find(key)["validation"] / 100
-    error = np.sqrt(then * (1 - then) / len(bench.sets.validation.labels))
-    again = bench.work(key)["validation"] / 100
+    then, again, error = one_run_again(STUDIES[name])
     assert again == pytest.approx(then, abs=3 * error)
 
 

@@ -1,14 +1,13 @@
-"""paper_figures.py, complements.py and peers.py: what they say is what they ran."""
+"""paper_figures.py and peers.py: what they say is what they ran."""
 
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import complements, paper_claims, paper_figures, peers
-from benchmarks.lib import report, runs, tasks
+from benchmarks.accuracy import paper_claims, paper_figures, peers
+from benchmarks.lib import report, runs
 from benchmarks.lib.data import Examples
 
 
@@ -74,57 +73,6 @@ def test_a_claim_without_its_runs_is_not_run():
         assert "difference" not in row
 
 
-# --- complements --------------------------------------------------------------------
-
-
-def test_gains_are_those_of_the_raw_values():
-    result = reported("complements")
-    assert not set(result["tuning_seeds"]) & set(result["seeds"])
-    assert len(result["seeds"]) == 10
-    for row, square in zip(result["summary"], complements.SQUARES, strict=True):
-        base, sam, alone, both = (
-            runs.column(result, "runs", result["chosen"][name], "test")
-            for name in square[1:]
-        )
-        same(row["base"], base)
-        same(row["gain_of_sam"], sam - base)
-        same(row["gain_of_technique"], alone - base)
-        same(row["gain_of_both"], both - base)
-        same(row["interaction"], both - sam - alone + base)
-        same(row["both_over_better"], both - max(sam, alone, key=np.mean))
-        assert row["verdict"] == complements.verdict(row)
-
-
-@pytest.mark.parametrize(
-    ("more", "interaction", "word"),
-    [
-        ((1.0, 0.2), (-1.0, 0.2), "complementary"),
-        ((0.3, 0.2), (-1.0, 0.2), "overlapping"),
-        ((0.3, 0.2), (-0.3, 0.2), "unclear"),
-        ((-1.0, 0.2), (0.3, 0.2), "unclear"),
-    ],
-)
-def test_the_words_follow_the_rule(more, interaction, word):
-    means = {"both_over_better": more, "interaction": interaction}
-    assert complements.verdict(means) == word
-
-
-def test_a_shift_moves_an_image_by_whole_pixels():
-    images = jnp.zeros((50, 6, 6, 1)).at[:, 3, 3].set(1.0)
-    moved = np.asarray(complements.shifted(images, 1, jax.random.key(0)))[..., 0]
-    where = {tuple(np.argwhere(image == 1)[0]) for image in moved}
-    assert (moved.sum((1, 2)) == 1).all()
-    assert where == {(i, j) for i in (2, 3, 4) for j in (2, 3, 4)}
-
-
-@pytest.mark.slow  # a study's machinery, not the library
-def test_without_a_technique_the_network_is_that_of_the_others():
-    task, x = tasks.MNIST, jax.random.normal(jax.random.key(0), (3, 14, 14, 1))
-    variables = jax.jit(lambda x: task.model.init(jax.random.key(1), x, train=True))(x)
-    ours = complements.Mlp(task.model.features).apply(variables, x, None, None)
-    np.testing.assert_array_equal(ours, task.model.apply(variables, x, train=True))
-
-
 # --- peers --------------------------------------------------------------------------
 
 
@@ -172,7 +120,7 @@ def test_the_jax_peers_take_the_same_steps():
 
 
 def test_what_is_written_is_read_again():
-    cell = complements.Cell("SAM", 0.1, 0.01, 0.3)
+    cell = paper_figures.Cell("SAM", 0.1, 0.01, 0.3, 60)
     table = {
         cell: {
             3: {"validation": 81.0, "test": [1, 2]},
@@ -180,7 +128,7 @@ def test_what_is_written_is_read_again():
         }
     }
     rows = json.loads(json.dumps(runs.written(table)))
-    assert runs.read(rows, complements.Cell) == table
+    assert runs.read(rows, paper_figures.Cell) == table
 
 
 @pytest.mark.slow
@@ -190,15 +138,6 @@ def test_one_run_of_each_again():
     plan = paper_figures.Plan()
     split = plan.task.split(plan.task.load(), seed)
     check(paper_figures.run(plan, cell, seed, split), result, cell)
-
-    result = reported("complements")
-    cell, seed = (
-        complements.Cell(**result["chosen"]["dropout + SAM"]),
-        result["seeds"][0],
-    )
-    plan = complements.Plan()
-    split = plan.task.split(plan.task.load(), seed)
-    check(complements.run(plan, cell, seed, split), result, cell)
 
     result, job = reported("peers"), peers.jobs(smoke=False)[0]
     seed = result["seeds"][0]

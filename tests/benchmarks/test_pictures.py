@@ -5,7 +5,6 @@ import pytest
 from matplotlib.colors import to_hex
 
 from benchmarks.accuracy import (
-    complements_report,
     m_sharpness_report,
     paper_figures_pictures,
     which_rho_picture,
@@ -64,7 +63,6 @@ def test_what_lies_on_a_map_stays():
 
 
 DRAWN = {
-    "complements": complements_report.draw,
     "fine_tuning": lambda found, path: tuning_report.draw(found, path, "a title"),
     "generalization": lambda found, path: tuning_report.draw(found, path, "a title"),
     "m_sharpness": m_sharpness_report.draw,

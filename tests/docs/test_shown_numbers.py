@@ -8,7 +8,7 @@ import pytest
 from committed import RESULTS, gains_of, result, shares_of_study, study
 from sklearn.neighbors import KNeighborsClassifier
 
-from benchmarks.accuracy import which_method_report
+from benchmarks.accuracy import regularizers_report, which_method_report
 from benchmarks.accuracy.flatness import SEEDS, parse_seeds
 from benchmarks.lib import results_table
 from benchmarks.lib.data import loaded
@@ -52,7 +52,7 @@ def test_every_mean_and_error_is_in_a_result(page, least):
     results = [result(path.stem) for path in RESULTS.glob("*.json")]
     of_study = {
         (f"{abs(one.mean):.2f}", f"{one.error:.2f}")
-        for name in TABLES
+        for name in (*TABLES, "regularizers")
         for one in gains_of(study(name))
     }
     known = of_study | {
@@ -71,6 +71,13 @@ def test_the_table_of_the_study_is_its_own(name):
     shown = EVIDENCE.read_text(encoding="utf-8")
     block = textwrap.indent(TABLES[name](study(name)), "    ")
     assert "\n".join(line.rstrip() for line in block.splitlines()) in shown
+
+
+def test_the_cells_of_regularizers_are_those_of_the_study():
+    shown = EVIDENCE.read_text(encoding="utf-8")
+    lines = list(regularizers_report.squares(study("regularizers")))
+    assert len(lines) == 13
+    assert "\n".join(f"    {line}" for line in lines) in shown
 
 
 def nearest_neighbours(task):
