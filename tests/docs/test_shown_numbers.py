@@ -12,6 +12,7 @@ from benchmarks.accuracy import regularizers_report, which_method_report
 from benchmarks.accuracy.flatness import SEEDS, parse_seeds
 from benchmarks.lib import results_table
 from benchmarks.lib.data import loaded
+from benchmarks.lib.results import STEPS
 from benchmarks.lib.statistics import CERTAIN
 from benchmarks.lib.tasks import DIGITS, MNIST
 
@@ -154,11 +155,13 @@ def test_the_readmes_results_are_those_of_their_jsons():
         method for (_, method), one in found.verdicts().items() if one.word == CERTAIN
     ]
     assert sorted(gained) == ["LE-SAM", "m-SAM"]
-    kept = {name: share for (name, over), share in shares_of_study().items()}
-    assert f"`momentum_sam` {kept['momentum SAM']} ([all" in page
+    momentum, look = (
+        shares_of_study()[name, STEPS] for name in ("momentum SAM", "LookSAM")
+    )
+    assert f"`momentum_sam` {momentum} ([all" in page
     choosing = flat(ROOT / "docs" / "choosing.md")
-    assert f"`look_sam` kept {kept['LookSAM']} of SAM's gain" in choosing
-    assert f"and `momentum_sam` {kept['momentum SAM']}, so" in choosing
+    assert f"`look_sam` kept {look} of SAM's gain" in choosing
+    assert f"and `momentum_sam` {momentum}, so" in choosing
     rows = {
         (row["task"], row["method"]): row for row in result("fine_tuning")["summary"]
     }
