@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 import optax_sam
-from benchmarks.accuracy import climbs_report
+from benchmarks.accuracy import climbs_report, fashion
 from benchmarks.lib import commands, fixed_sets, methods, rehearsal, report
 from benchmarks.lib.grids import Axis
 from benchmarks.lib.methods import Method
@@ -102,19 +102,13 @@ BASE = {
 
 
 def full(folder: Path) -> Study:
-    return Study(
+    return fashion.small(
         "climbs",
         fixed_sets.fashion(folder),
         tasks={
             SGD: Task(NOISE, BASE[SGD], RHO),
             ADAMW: Task(NOISE, BASE[ADAMW], {"SAM": RADIUS, **OF_M}, "adamw"),
         },
-        model=Mlp(),
-        train=2_000,
-        epochs=20,
-        shortest=5,
-        longest=80,
-        from_best=False,
         tuning_seeds=(100, 101, 102),
         seeds=tuple(range(5100, 5110)),
     )

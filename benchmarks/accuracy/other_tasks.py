@@ -22,7 +22,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from benchmarks.accuracy import label_noise, mnist_5k
+from benchmarks.accuracy import fashion, label_noise, mnist_5k
 from benchmarks.lib import commands, fixed_sets, gains_picture, rehearsal, report
 from benchmarks.lib.fixed_sets import Source
 from benchmarks.lib.grids import Axis
@@ -63,8 +63,8 @@ MNIST = dataclasses.replace(
 
 
 def small_fashion(source: Source) -> Study:
-    """A tenth of the images, and an MLP: seconds a run."""
-    return Study(
+    """Those of the MLP."""
+    return fashion.small(
         f"{NAME}_fashion",
         source,
         tasks={
@@ -73,12 +73,6 @@ def small_fashion(source: Source) -> Study:
             "Fashion MLP, 40 % wrong": Task(0.4, NOISY, RHO),
             "Fashion MLP, 40 % wrong, AdamW": Task(0.4, ADAMW_NOISY, RHO, "adamw"),
         },
-        model=Mlp(),
-        train=2_000,
-        epochs=20,
-        shortest=5,
-        longest=80,
-        from_best=False,
         seeds=SEEDS,
     )
 
@@ -105,8 +99,8 @@ def few_of_fashion(source: Source) -> Study:
 
 def studies(folder: Path) -> tuple[Study, ...]:
     """Those first whose runs take the least time."""
-    fashion = fixed_sets.fashion(folder)
-    return few_of_fashion(fashion), small_fashion(fashion), MNIST
+    source = fixed_sets.fashion(folder)
+    return few_of_fashion(source), small_fashion(source), MNIST
 
 
 def tiny(study: Study) -> Study:

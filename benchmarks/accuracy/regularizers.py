@@ -28,7 +28,7 @@ and start it again, twice if there are two cores.
 import dataclasses
 from pathlib import Path
 
-from benchmarks.accuracy import regularizers_report
+from benchmarks.accuracy import fashion, regularizers_report
 from benchmarks.lib import commands, fixed_sets, rehearsal, report, techniques
 from benchmarks.lib.grids import Axis, fixed
 from benchmarks.lib.networks import Mlp
@@ -63,16 +63,10 @@ def tasks() -> dict[str, Task]:
 
 
 def full(folder: Path) -> Study:
-    return Study(
+    return fashion.small(
         "regularizers",
         fixed_sets.fashion(folder),
         tasks(),
-        model=Mlp(),
-        train=2_000,
-        epochs=20,
-        shortest=5,
-        longest=80,
-        from_best=False,
         tuning_seeds=(100, 101, 102),
         seeds=tuple(range(5000, 5010)),
     )
