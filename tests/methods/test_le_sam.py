@@ -20,7 +20,7 @@ GRADS = {"w": np.array([[3.0, -0.5], [0.25, 1.5]]), "b": np.array([-2.0, 0.0])}
 x64 = pytest.mark.usefixtures("x64")
 every_ord = pytest.mark.parametrize("ord", ORDS)
 random = np.random.default_rng(5)
-ROWS = random.normal(size=(8, 2))
+ROWS = random.normal(size=(8, 2))  # outside x64: jnp.float32(ROWS), see conftest.py
 
 
 def inner(a, b):
@@ -376,13 +376,13 @@ def test_a_model_of_nnx_hands_over_its_loss():
 
 @pytest.mark.parametrize("product", ["momentum_sam", "stale_sam"])
 def test_a_method_without_a_clean_pass_has_no_share(product):
-    w = jnp.array([0.5, -1.0])
+    w, rows = jnp.array([0.5, -1.0]), jnp.float32(ROWS)
     make = getattr(optax_sam, product)
     tx = make(ascent=share())
     with pytest.raises(ValueError, match="leave of_loss out"):
-        tx.update(None, tx.init(w), w, value_fn=row_loss, batch=ROWS)
+        tx.update(None, tx.init(w), w, value_fn=row_loss, batch=rows)
     tx = make(ascent=loss_equated_ascent(BUDGET, rho_max=RHO_MAX))
-    tx.update(None, tx.init(w), w, value_fn=row_loss, batch=ROWS)
+    tx.update(None, tx.init(w), w, value_fn=row_loss, batch=rows)
 
 
 def test_a_loss_for_each_example_is_refused():
@@ -392,10 +392,10 @@ def test_a_loss_for_each_example_is_refused():
 
 
 def test_diagnostics_without_a_loss_know_none_as_before():
-    w = jnp.array([0.5, -1.0])
+    w, rows = jnp.array([0.5, -1.0]), jnp.float32(ROWS)
     tx = optax_sam.sam(0.1, diagnostics=True)
-    grads = jax.grad(row_loss)(w, ROWS)
-    _, state = tx.update(grads, tx.init(w), w, value_fn=lambda w: row_loss(w, ROWS))
+    grads = jax.grad(row_loss)(w, rows)
+    _, state = tx.update(grads, tx.init(w), w, value_fn=lambda w: row_loss(w, rows))
     assert np.isnan(state.diagnostics.loss)
 
 
