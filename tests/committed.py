@@ -4,7 +4,7 @@ import functools
 import json
 from pathlib import Path
 
-from benchmarks.accuracy import which_method_report
+from benchmarks.accuracy import climbs, climbs_report, which_method_report
 from benchmarks.lib.results import Results
 from benchmarks.lib.store import Store
 from benchmarks.lib.study import Bench
@@ -61,3 +61,5 @@ def gains_of(found: Results):
     for task in found.tasks:
         for method in found.methods(task):
             yield from found.gains(task, method).values()
+        if found.head["study"] == climbs.NAME:
+            yield from climbs_report.over_sam(found, task).values()

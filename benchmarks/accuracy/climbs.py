@@ -32,6 +32,7 @@ from benchmarks.lib.networks import Mlp
 from benchmarks.lib.study import Study, Task
 from optax_sam import steepest_ascent
 
+NAME = "climbs"
 SGD, ADAMW = "SGD", "AdamW"
 NOISE = 0.4
 SIZES = (64, 32, 16, 8, 4)
@@ -103,7 +104,7 @@ BASE = {
 
 def full(folder: Path) -> Study:
     return fashion.small(
-        "climbs",
+        NAME,
         fixed_sets.fashion(folder),
         tasks={
             SGD: Task(NOISE, BASE[SGD], RHO),
@@ -125,7 +126,7 @@ def tiny(study: Study) -> Study:
 
 
 def main() -> None:
-    parser = commands.parser(__doc__, "climbs")
+    parser = commands.parser(__doc__, NAME)
     parser.add_argument("--data", type=Path, default=fixed_sets.FASHION)
     options = report.parse(parser)
     study = full(options.data)

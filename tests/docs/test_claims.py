@@ -12,7 +12,7 @@ from committed import gains_of, shares_of_study, study
 from write_claims import MEASURED, PAGE, TABLE, filled, result
 
 ROOT = PAGE.parents[1]
-STUDIES = ("label_noise", "mnist_5k", "which_method")
+STUDIES = ("label_noise", "mnist_5k", "which_method", "climbs")
 SIDE_BY_SIDE = ("complementary", "overlapping", "unclear")
 VERDICTS = (*MEASURED.values(), *SIDE_BY_SIDE, "cannot be tested here")
 

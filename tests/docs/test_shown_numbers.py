@@ -8,7 +8,11 @@ import pytest
 from committed import RESULTS, gains_of, result, shares_of_study, study
 from sklearn.neighbors import KNeighborsClassifier
 
-from benchmarks.accuracy import regularizers_report, which_method_report
+from benchmarks.accuracy import (
+    climbs_report,
+    regularizers_report,
+    which_method_report,
+)
 from benchmarks.accuracy.flatness import SEEDS, parse_seeds
 from benchmarks.lib import results_table
 from benchmarks.lib.data import loaded
@@ -53,7 +57,7 @@ def test_every_mean_and_error_is_in_a_result(page, least):
     results = [result(path.stem) for path in RESULTS.glob("*.json")]
     of_study = {
         (f"{abs(one.mean):.2f}", f"{one.error:.2f}")
-        for name in (*TABLES, "regularizers")
+        for name in (*TABLES, "regularizers", "climbs")
         for one in gains_of(study(name))
     }
     known = of_study | {
@@ -79,6 +83,14 @@ def test_the_cells_of_regularizers_are_those_of_the_study():
     lines = list(regularizers_report.squares(study("regularizers")))
     assert len(lines) == 13
     assert "\n".join(f"    {line}" for line in lines) in shown
+
+
+def test_the_climbs_are_those_of_the_study():
+    found, shown = study("climbs"), EVIDENCE.read_text(encoding="utf-8")
+    for task in found.tasks:
+        lines = [f"    {line}".rstrip() for line in climbs_report.of_task(found, task)]
+        assert len(lines) > 5
+        assert "\n".join(lines).rstrip() in shown
 
 
 def nearest_neighbours(task):
