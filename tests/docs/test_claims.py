@@ -8,12 +8,14 @@ import re
 import statistics
 from pathlib import Path
 
+import pytest
 from committed import gains_of, shares_of_study, study
 from write_claims import MEASURED, PAGE, TABLE, filled, result
 
 ROOT = PAGE.parents[1]
 STUDIES = ("label_noise", "mnist_5k", "which_method", "climbs")
 SIDE_BY_SIDE = ("complementary", "overlapping", "unclear")
+resampled = pytest.mark.slow  # a bootstrap over 30,000 images for each gain
 VERDICTS = (*MEASURED.values(), *SIDE_BY_SIDE, "cannot be tested here")
 
 
@@ -99,10 +101,12 @@ def found(pattern):
     return numbers
 
 
+@resampled
 def test_shares_are_those_of_the_results():
     assert found(r"-?\d+ % \(-?\d+ to -?\d+\)") <= set(shares())
 
 
+@resampled
 def test_means_and_errors_are_those_of_the_results():
     assert found(r"[+-]?\d+\.\d+ ± \d+\.\d+") <= with_errors()
 
@@ -133,5 +137,6 @@ def test_the_range_of_rho_is_that_of_the_results():
 # --- Tables that are written from results --------------------------------------------
 
 
+@resampled
 def test_tables_are_those_of_the_results():
     assert text() == filled(text()), "run `python -m docs.write_claims`"

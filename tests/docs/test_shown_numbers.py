@@ -27,6 +27,7 @@ TABLES = {
     "mnist_5k": results_table.table,
     "which_method": which_method_report.table,
 }
+resampled = pytest.mark.slow  # a bootstrap over 30,000 images for each gain
 EVIDENCE, COST = ROOT / "docs" / "evidence.md", ROOT / "docs" / "cost.md"
 
 
@@ -52,6 +53,7 @@ def pairs(tree):
             yield from pairs(part)
 
 
+@resampled
 @pytest.mark.parametrize(("page", "least"), [(README, 9), (EVIDENCE, 80)])
 def test_every_mean_and_error_is_in_a_result(page, least):
     results = [result(path.stem) for path in RESULTS.glob("*.json")]
@@ -71,6 +73,7 @@ def test_every_mean_and_error_is_in_a_result(page, least):
     assert set(shown) <= known
 
 
+@resampled
 @pytest.mark.parametrize("name", TABLES)
 def test_the_table_of_the_study_is_its_own(name):
     shown = EVIDENCE.read_text(encoding="utf-8")
@@ -78,6 +81,7 @@ def test_the_table_of_the_study_is_its_own(name):
     assert "\n".join(line.rstrip() for line in block.splitlines()) in shown
 
 
+@resampled
 def test_the_cells_of_regularizers_are_those_of_the_study():
     shown = EVIDENCE.read_text(encoding="utf-8")
     lines = list(regularizers_report.squares(study("regularizers")))
@@ -85,6 +89,7 @@ def test_the_cells_of_regularizers_are_those_of_the_study():
     assert "\n".join(f"    {line}" for line in lines) in shown
 
 
+@resampled
 def test_the_climbs_are_those_of_the_study():
     found, shown = study("climbs"), EVIDENCE.read_text(encoding="utf-8")
     for task in found.tasks:
@@ -107,6 +112,7 @@ def flattened(examples):
     return examples.images.reshape(len(examples.labels), -1)
 
 
+@pytest.mark.slow
 def test_where_nearest_neighbours_stand_in_the_first_table():
     of = {
         one["task"]: {
