@@ -25,7 +25,7 @@ import optax
 
 import optax_sam
 from benchmarks.accuracy import climbs_report, fashion
-from benchmarks.lib import commands, fixed_sets, methods, rehearsal, report
+from benchmarks.lib import commands, fixed_sets, methods, rehearsal
 from benchmarks.lib.grids import Axis
 from benchmarks.lib.methods import Method
 from benchmarks.lib.networks import Mlp
@@ -84,7 +84,7 @@ METHODS = (
     Method("second order", lambda s: second_order(s.rho), 4),
     *map(m_sam_of, SIZES),
 )
-methods.BY_NAME.update({method.name: method for method in METHODS})
+methods.register(*METHODS)
 
 OF_M = {of_size(m): RADIUS for m in SIZES}
 RHO = {
@@ -126,13 +126,8 @@ def tiny(study: Study) -> Study:
 
 
 def main() -> None:
-    parser = commands.parser(__doc__, NAME)
-    parser.add_argument("--data", type=Path, default=fixed_sets.FASHION)
-    options = report.parse(parser)
-    study = full(options.data)
-    commands.run(
-        options, study, tiny(study), climbs_report.draw, table=climbs_report.table
-    )
+    shown = climbs_report.draw, climbs_report.table
+    commands.on_fashion(__doc__, NAME, full, tiny, *shown)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ The images are those of Debian's package dataset-fashion-mnist.
 
 from pathlib import Path
 
-from benchmarks.lib import commands, fixed_sets, rehearsal, report
+from benchmarks.lib import commands, fixed_sets, rehearsal
 from benchmarks.lib.grids import Axis
 from benchmarks.lib.networks import Mlp
 from benchmarks.lib.results_picture import draw
@@ -75,11 +75,7 @@ def tiny(study: Study) -> Study:
 
 
 def main() -> None:
-    parser = commands.parser(__doc__, "fashion")
-    parser.add_argument("--data", type=Path, default=fixed_sets.FASHION)
-    options = report.parse(parser)
-    study = full(options.data)
-    commands.run(options, study, tiny(study), draw)
+    commands.on_fashion(__doc__, "fashion", full, tiny, draw)
 
 
 if __name__ == "__main__":

@@ -173,8 +173,7 @@ def counted(study: Study, name: str) -> tuple[float, float, int]:
 
 
 def main() -> None:
-    parser = commands.parser(__doc__, NAME)
-    parser.add_argument("--data", type=Path, default=fixed_sets.FASHION)
+    parser = commands.parser_with_data(__doc__, NAME)
     parser.add_argument(
         "--estimate", action="store_true", help="how long it would take"
     )

@@ -137,9 +137,8 @@ def begun(whole: tuple[Study, ...], out: Path) -> tuple[Study, ...]:
 
 
 def parse() -> argparse.Namespace:
-    parser = commands.parser(__doc__, NAME)
+    parser = commands.parser_with_data(__doc__, NAME)
     parser.set_defaults(settings=commands.SETTINGS)
-    parser.add_argument("--data", type=Path, default=fixed_sets.FASHION)
     return report.parse(parser)
 
 

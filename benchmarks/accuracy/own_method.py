@@ -70,7 +70,7 @@ def load(file: Path) -> tuple[Method, Axis]:
 
 def with_method(study: Study, method: Method, rho: Axis) -> Study:
     """The same study with yours beside SAM."""
-    methods.BY_NAME[method.name] = method
+    methods.register(method)
     task = study.tasks[mnist_5k.SGD]
     task = dataclasses.replace(task, rho=task.rho | {method.name: rho})
     return dataclasses.replace(study, tasks={mnist_5k.SGD: task})

@@ -29,7 +29,7 @@ import dataclasses
 from pathlib import Path
 
 from benchmarks.accuracy import fashion, regularizers_report
-from benchmarks.lib import commands, fixed_sets, rehearsal, report, techniques
+from benchmarks.lib import commands, fixed_sets, rehearsal, techniques
 from benchmarks.lib.grids import Axis, fixed
 from benchmarks.lib.networks import Mlp
 from benchmarks.lib.study import Study, Task
@@ -80,17 +80,8 @@ def tiny(study: Study) -> Study:
 
 
 def main() -> None:
-    parser = commands.parser(__doc__, "regularizers")
-    parser.add_argument("--data", type=Path, default=fixed_sets.FASHION)
-    options = report.parse(parser)
-    study = full(options.data)
-    commands.run(
-        options,
-        study,
-        tiny(study),
-        regularizers_report.draw,
-        table=regularizers_report.table,
-    )
+    shown = regularizers_report.draw, regularizers_report.table
+    commands.on_fashion(__doc__, "regularizers", full, tiny, *shown)
 
 
 if __name__ == "__main__":

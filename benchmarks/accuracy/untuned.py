@@ -29,12 +29,11 @@ chose no number, and where tuned SAM gains two standard errors or more), and tha
 hurts, if its gain over the base is negative after Holm's correction within the table.
 """
 
-import argparse
 import dataclasses
 from pathlib import Path
 
 from benchmarks.accuracy import fashion, label_noise, mnist_5k, other_tasks
-from benchmarks.lib import commands, fixed_sets, rehearsal, report, untuned_runs
+from benchmarks.lib import commands, rehearsal, report, untuned_runs
 from benchmarks.lib.commands import tell
 from benchmarks.lib.grids import Axis, fixed
 from benchmarks.lib.networks import Mlp
@@ -154,14 +153,8 @@ def run(whole: Plan, out: Path, folder: Path) -> None:
     untuned_runs.run(whole, permits, reported(whole, out), tell, SIDE_BY_SIDE)
 
 
-def parse() -> argparse.Namespace:
-    parser = commands.parser(__doc__, NAME)
-    parser.add_argument("--data", type=Path, default=fixed_sets.FASHION)
-    return report.parse(parser)
-
-
 def main() -> None:
-    options = parse()
+    options = report.parse(commands.parser_with_data(__doc__, NAME))
     whole = plan(options.data)
     if options.smoke:
         smoke(whole, options.out)

@@ -39,6 +39,27 @@ def parser(
     return made
 
 
+def parser_with_data(description: str, name: str) -> argparse.ArgumentParser:
+    """The same with --data, the folder of Fashion-MNIST."""
+    made = parser(description, name)
+    made.add_argument("--data", type=Path, default=fixed_sets.FASHION)
+    return made
+
+
+def on_fashion(
+    description: str,
+    name: str,
+    full: Callable[[Path], Study],
+    tiny: Callable[[Study], Study],
+    draw: Draw,
+    table: Table = plain_table,
+) -> None:
+    """All of a script whose study is made of the folder of Fashion-MNIST."""
+    options = report.parse(parser_with_data(description, name))
+    study = full(options.data)
+    run(options, study, tiny(study), draw, table=table)
+
+
 def run(
     options: argparse.Namespace,
     study: Study,

@@ -157,6 +157,11 @@ METHODS = (
 BY_NAME = {method.name: method for method in METHODS}
 
 
+def register(*more: Method) -> None:
+    """Let the training loop know methods that one study alone has."""
+    BY_NAME.update({method.name: method for method in more})
+
+
 def transformation(method: Method, setting: Setting, optimizer):
     """The method with an optimizer behind it."""
     if method.make is None:

@@ -46,6 +46,7 @@ METHODS = (
         2,
     ),
 )
+methods.register(*METHODS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +76,6 @@ RULES = (
     ),
     Rule("momentum SAM", "momentum SAM", Axis((0.5, 1.0, 2.0)), "rho = number"),
 )
-
-
-def register() -> None:
-    """Let the training loop know the methods that only the rules use."""
-    methods.BY_NAME.update({method.name: method for method in METHODS})
 
 
 def frozen(rule: Rule, evaluate: Callable[[list[Point]], list[float]]) -> dict:

@@ -57,7 +57,6 @@ class Choosing(NamedTuple):
 
 def chosen(plan: Plan, folder: Path, store: Store, tell: Callable[[str], None]) -> dict:
     """All searches on validation images; the settings to commit."""
-    rules.register()
     bases = [tuned_base(plan, task, folder) for task in plan.choosing]
     places = [plan.places[task] for task in plan.choosing]
     tasks = [
@@ -126,7 +125,6 @@ def run(
 ) -> None:
     """All that is missing, task by task, the small ones first."""
     check(plan, permits)
-    rules.register()
     benches = made(plan, permits)
     store.describe(head(plan, permits, benches))
     missing = [key for key in keys(store.head) if store.find(key) is None]

@@ -54,7 +54,6 @@ def quadratic(params, batch):
 
 def gradients(rule: rules.Rule, number: float, steps=1) -> list[np.ndarray]:
     """What the rule hands to the optimizer, from the training step of all studies."""
-    rules.register()
     method = methods.BY_NAME[rule.method]
     tx = methods.transformation(method, methods.Setting(number), optax.sgd(1.0))
     step = methods.step(method, tx, quadratic)
