@@ -25,7 +25,7 @@ def parsed(path):
 
 def test_versions_agree():
     project = tomllib.loads(text("pyproject.toml"))
-    assert project["project"]["dynamic"] == ["version"]
+    assert "version" in project["project"]["dynamic"]
     assert project["tool"]["hatch"]["version"]["path"] == "optax_sam/__init__.py"
     assert parsed(ROOT / "CITATION.cff")["version"] == VERSION
     assert re.search(r"^## (\S+)", text("CHANGELOG.md"), re.MULTILINE)[1] == VERSION
@@ -38,6 +38,24 @@ def test_all_name_one_repository():
     assert f"url     = {{{repository}}}" in text("README.md")
     assert f"  repository: {repository}\n" in text("mkdocs.yml")
     assert all(url.startswith(repository + "/") for url in urls.values())
+
+
+def test_links_of_the_readme_lead_to_the_repository_on_pypi():
+    project = tomllib.loads(text("pyproject.toml"))
+    shown, repository = text("README.md"), project["project"]["urls"]["Repository"]
+    hook = project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    for one in hook["substitutions"]:
+        shown = re.sub(one["pattern"], one["replacement"], shown)
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)", shown)
+    assert all(link.startswith(("https://", "#")) for _, link in links)
+    for picture, kind in (("!", "raw"), ("", "blob")):
+        files = {
+            link.removeprefix(f"{repository}/{kind}/main/").split("#")[0]
+            for mark, link in links
+            if mark == picture and link.startswith(repository)
+        }
+        assert files
+        assert all((ROOT / file).is_file() for file in files), files
 
 
 def test_a_classifier_for_each_python_that_the_gate_tries():
