@@ -8,33 +8,19 @@ benchmarks/results/ is the result, or `name_report.json` that of a study.
 the numbers beside the tables with the results.
 """
 
-import json
 import re
 from pathlib import Path
 
 from benchmarks.accuracy import regularizers_report
 from benchmarks.lib import results
-from benchmarks.lib.results import Results
+from benchmarks.lib.report import committed
+from benchmarks.lib.results import committed_study
 from benchmarks.lib.statistics import Gain
-from benchmarks.lib.store import Store
 
 PAGE = Path(__file__).parent / "claims.md"
-RESULTS = PAGE.parents[1] / "benchmarks" / "results"
 MEASURED = {"agrees": "holds", "disagrees": "does not hold", "not run": "not run"}
 TABLE = r"(<!-- (\w+) -->\n)(.*?)(<!-- / -->)"
 HEADER = "| verdict | claim | evidence |\n|---|---|---|\n"
-
-
-def result(name):
-    """The committed result, or nothing if there is none yet."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def study(name):
-    """What a study reported, or nothing yet."""
-    path = RESULTS / f"{name}_report.json"
-    return Results(Store(path)) if path.exists() else None
 
 
 def link(name):
@@ -65,7 +51,7 @@ def measured(pair, sign="", digits=2):
 def paper_rows(name):
     """A row for each claim of a paper that was measured."""
     reference = ""
-    for row in result(name).get("claims", []):
+    for row in committed(f"{name}.json")["claims"]:
         claim = row["paper"].removesuffix(".")
         if cited := re.search(r" \(([^()]*\d{4}[^()]*)\)$", claim):
             claim, reference = claim.removesuffix(cited[0]), cited[1]
@@ -86,7 +72,7 @@ def gains(name):
         "gain_over_2x_epochs": "over twice the epochs",
         "gain_over_best_length": "over its best length",
     }
-    for row in result(name).get("summary", []):
+    for row in committed(f"{name}.json")["summary"]:
         if row["method"] != "SAM" or "gain" not in row:
             continue
         known = {names[k]: row[k] for k in names if row[k]}
@@ -118,7 +104,7 @@ def study_gains(*names):
 
     def table(_):
         for name in names:
-            found = study(name)
+            found = committed_study(name)
             for task in found.tasks if found else ():
                 gains = found.gains(task, "SAM")
                 numbers = ", ".join(f"{of(gains[k])} {w}" for k, w in over.items())
@@ -133,7 +119,7 @@ def study_gains(*names):
 
 def regularizers(name):
     """A row for each technique beside SAM."""
-    found, said = study(name), "often said, rarely measured"
+    found, said = committed_study(name), "often said, rarely measured"
     for technique in regularizers_report.techniques(found) if found else ():
         square = regularizers_report.square(found, technique)
         numbers = (

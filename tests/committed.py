@@ -1,26 +1,24 @@
 """What is committed in benchmarks/results, for the tests that read it."""
 
 import functools
-import json
-from pathlib import Path
 
 from benchmarks.accuracy import climbs, climbs_report, which_method_report
-from benchmarks.lib.results import Results
-from benchmarks.lib.store import Store
+from benchmarks.lib import report
+from benchmarks.lib.results import Results, committed_study
 from benchmarks.lib.study import Bench
 
 SGD = "SGD"  # the task of which_method.py
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 def result(name):
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return report.committed(f"{name}.json")
 
 
-@functools.cache
 def study(name) -> Results:
     """What a study by the stricter rules reported."""
-    return Results(Store(RESULTS / f"{name}_report.json"))
+    found = committed_study(name)
+    assert found, f"{name}_report.json is not in benchmarks/results/"
+    return found
 
 
 @functools.cache

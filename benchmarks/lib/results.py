@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.lib import methods, reporting, statistics
+from benchmarks.lib import methods, report, reporting, statistics
 from benchmarks.lib.statistics import Gain
 from benchmarks.lib.store import Store
 from benchmarks.lib.study import BASE, CHOSEN, LENGTH_ROWS, unpacked
@@ -124,3 +124,10 @@ class Results:
             which: Verdict(one, *pair)
             for (which, one), pair in zip(smallest.items(), found, strict=True)
         }
+
+
+@functools.cache
+def committed_study(name: str) -> Results | None:
+    """What benchmarks/results has of a study, or nothing yet."""
+    path = report.RESULTS / f"{name}_report.json"
+    return Results(Store(path)) if path.exists() else None

@@ -29,7 +29,7 @@ SCRIPTS = ("generalization", "fine_tuning")
 
 @functools.cache
 def result(name):
-    return json.loads((report.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return report.committed(f"{name}.json")
 
 
 # --- Summaries ----------------------------------------------------------------------

@@ -9,8 +9,8 @@ import statistics
 from pathlib import Path
 
 import pytest
-from committed import gains_of, shares_of_study, study
-from write_claims import MEASURED, PAGE, TABLE, filled, result
+from committed import gains_of, result, shares_of_study, study
+from write_claims import MEASURED, PAGE, TABLE, filled
 
 ROOT = PAGE.parents[1]
 STUDIES = ("label_noise", "mnist_5k", "which_method", "climbs")

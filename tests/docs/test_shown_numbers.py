@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from committed import RESULTS, gains_of, result, shares_of_study, study
+from committed import gains_of, result, shares_of_study, study
 from sklearn.neighbors import KNeighborsClassifier
 
 from benchmarks.accuracy import (
@@ -16,6 +16,7 @@ from benchmarks.accuracy import (
 from benchmarks.accuracy.flatness import SEEDS, parse_seeds
 from benchmarks.lib import results_table
 from benchmarks.lib.data import loaded
+from benchmarks.lib.report import RESULTS
 from benchmarks.lib.results import STEPS
 from benchmarks.lib.statistics import CERTAIN
 from benchmarks.lib.tasks import DIGITS, MNIST
