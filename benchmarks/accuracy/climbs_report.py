@@ -1,5 +1,6 @@
 """Table and picture of climbs.py: gains over the base, and over SAM."""
 
+import functools
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ SAM = "SAM"
 OF_SAM, OTHERS = "#0072b2", "#777777"
 
 
+@functools.cache
 def over_sam(found: Results, task: str) -> dict[str, Gain]:
     """Of each other climb, at as many steps; those whose runs are all there."""
     whole = [name for name in found.methods(task) if found.complete(task, name)]

@@ -23,7 +23,14 @@ import dataclasses
 from pathlib import Path
 
 from benchmarks.accuracy import fashion, label_noise, mnist_5k
-from benchmarks.lib import commands, fixed_sets, gains_picture, rehearsal, report
+from benchmarks.lib import (
+    commands,
+    fixed_sets,
+    gains_picture,
+    gains_table,
+    rehearsal,
+    report,
+)
 from benchmarks.lib.fixed_sets import Source
 from benchmarks.lib.grids import Axis
 from benchmarks.lib.networks import Mlp
@@ -149,6 +156,7 @@ def main() -> None:
         whole = begun(whole, options.out)
     found = [one for study in whole for one in run(options, study)]
     if found:
+        commands.tell(gains_table.table(found))
         name = f"{NAME}_smoke" if options.smoke else NAME
         gains_picture.draw(found, options.out / f"{name}.png")
 

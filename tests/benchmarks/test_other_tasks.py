@@ -14,8 +14,15 @@ from benchmarks.accuracy import (
     untuned,
     which_method,
 )
-from benchmarks.lib import blind, fixed_sets, gains_picture, results, results_table
-from benchmarks.lib.results import Results
+from benchmarks.lib import (
+    blind,
+    fixed_sets,
+    gains_picture,
+    gains_table,
+    results,
+    results_table,
+)
+from benchmarks.lib.results import Results, Verdict
 from benchmarks.lib.statistics import Gain
 from benchmarks.lib.store import Store
 
@@ -74,6 +81,26 @@ class MadeUp:
         gain = Gain(1.0, 0.3, 0.4, 0.05)
         return dict.fromkeys((results.STEPS, results.GRADIENTS, results.LENGTH), gain)
 
+    def verdicts(self):
+        words = {"SAM": "gain", "ASAM": "suggestive", "m-SAM": "no gain"}
+        return {
+            (task, method): Verdict(self.gains(task, method), words[method], 0.05)
+            for task in self.tasks
+            for method in METHODS
+        }
+
+
+def test_the_table_of_all_tasks():
+    head, *lines = gains_table.table([MadeUp(one) for one in STUDIES]).splitlines()
+    assert head.split() == ["task", *METHODS]
+    of = {line[:32].strip(): line[32:] for line in lines[:9]}
+    assert list(of) == [task for study in STUDIES for task in study.tasks]
+    assert of["MNIST CNN, clean"].split(maxsplit=6) == (
+        ["+1.00", "/", "+1.00*", "+1.00", "/", "+1.00~", "+1.00 / +1.00"]
+    )
+    assert of["MNIST CNN, 60 % wrong"].split()[3:5] == ["not", "run"]
+    assert max(map(len, (head, *lines))) <= 80
+
 
 def test_the_picture_of_all_tasks_is_readable(tmp_path):
     found = [MadeUp(study) for study in STUDIES]
@@ -83,9 +110,10 @@ def test_the_picture_of_all_tasks_is_readable(tmp_path):
     assert (tmp_path / "all-dark.png").exists()
 
 
-def test_without_a_sound_network_there_is_no_picture(tmp_path):
+def test_without_a_sound_network_there_is_nothing_to_show(tmp_path):
     nothing = MadeUp(STUDIES[0])
     nothing.tasks = []
+    assert not gains_table.table([nothing])
     gains_picture.draw([nothing], tmp_path / "all.png")
     assert not (tmp_path / "all.png").exists()
 
