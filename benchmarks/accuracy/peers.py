@@ -27,6 +27,7 @@ five to ten minutes on two cores. To have PyTorch in it:
 """
 
 import argparse
+import dataclasses
 import functools
 import importlib.util
 import itertools
@@ -34,47 +35,45 @@ import json
 import os
 import re
 import resource
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import optax
 from optax import contrib
-from rich.console import Console
-from rich.table import Table
 
 import optax_sam
-from benchmarks.accuracy.peers_jobs import Job, batches, jobs
+from benchmarks.accuracy import peers_report
+from benchmarks.accuracy.peers_jobs import (
+    CONTRIB,
+    JAX_METHODS,
+    METHODS,
+    OURS,
+    TORCH,
+    TORCH_METHODS,
+    Job,
+    batches,
+    jobs,
+)
 from benchmarks.lib import evaluation, report, training
 from benchmarks.lib.data import CLASSES, Examples, Split
 from benchmarks.lib.tasks import MNIST, Task
 from benchmarks.lib.training import Network
 
-OURS, CONTRIB, TORCH = "optax_sam", "optax.contrib.sam", "pytorch_optimizer"
-SGD, TORCH_SGD = "SGD (Optax)", "SGD (PyTorch)"
-JAX_METHODS, TORCH_METHODS = (SGD, OURS, CONTRIB), (TORCH_SGD, TORCH)
-METHODS = JAX_METHODS + TORCH_METHODS
-RATIOS = (
-    (OURS, SGD),
-    (CONTRIB, SGD),
-    (OURS, CONTRIB),
-    (TORCH, TORCH_SGD),
-    (OURS, TORCH),
-)
 PEERS = ("torch", "pytorch_optimizer")
 SEEDS = tuple(range(1300, 1324))
 ROUNDS, STEPS_OF_A_TURN = 15, 40
 MEMORY_STEPS = 20
-PARTS = ("memory", "accuracy", "agreement", "times")
 AGREEMENT = (1, 10, 100)  # steps
 # Two threads wait for each other at every operation: with tensors of this size that was
 # 30 to 70 times slower than one on two cores that were shared.
 TORCH_THREADS = 1
+Tick = Callable[[str], None]  # tells what was done
 
 
 # --- one training, in either framework ----------------------------------------------
@@ -271,140 +270,153 @@ def memory(name: str, job: Job, smoke: bool) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(options: argparse.Namespace) -> dict:
-    """Times last: what is to be timed then finds the machine as calm as it gets."""
+# --- all of it ----------------------------------------------------------------------
+
+
+class Plan(NamedTuple):
+    """Every method, of those whose library is here, on every network."""
+
+    jobs: dict[str, Job]
+    data: dict[str, Examples]
+    names: tuple[str, ...]
+    seeds: tuple[int, ...]
+    rounds: int
+    smoke: bool
+
+    def first_split(self, network: str) -> Split:
+        return self.jobs[network].task.split(self.data[network], 0)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        return [*itertools.product(self.jobs, self.names)]
+
+
+@dataclasses.dataclass
+class Measured:
+    """What was found: a row for each network and method, by what was measured."""
+
+    rows: dict[str, dict[str, dict]]
+    agreement: dict[str, dict | None]
+    load: Sequence[float] | None = None  # of the machine, before the times
+
+
+def of_memory(plan: Plan, found: Measured, tick: Tick) -> None:
+    for network, name in plan.pairs:
+        found.rows[network][name] |= memory(name, plan.jobs[network], plan.smoke)
+        tick(f"{network}: memory of {name}")
+
+
+def of_accuracy(plan: Plan, found: Measured, tick: Tick) -> None:
+    for network, name in plan.pairs:
+        found.rows[network][name]["test_accuracy"] = accuracies(
+            name, plan.jobs[network], plan.data[network], plan.seeds, tick
+        )
+
+
+def of_agreement(plan: Plan, found: Measured, tick: Tick) -> None:
+    for network, job in plan.jobs.items() if TORCH in plan.names else ():
+        found.agreement[network] = agreement(job, plan.first_split(network))
+        tick(f"{network}: in float64")
+
+
+def of_times(plan: Plan, found: Measured, tick: Tick) -> None:
+    found.load = os.getloadavg()
+    for network, job in plan.jobs.items():
+        split = plan.first_split(network)
+        rates = timings(plan.names, job, split, plan.rounds, tick)
+        for name, of_turns in rates.items():
+            found.rows[network][name]["steps_per_second"] = of_turns
+
+
+# The times last: what is to be timed then finds the machine as calm as it gets.
+PARTS = {
+    "memory": of_memory,
+    "accuracy": of_accuracy,
+    "agreement": of_agreement,
+    "times": of_times,
+}
+
+
+def planned(smoke: bool) -> Plan:
+    chosen = {job.name: job for job in jobs(smoke)}
+    data = {name: job.task.load() for name, job in chosen.items()}
     torch_here = all(importlib.util.find_spec(name) for name in PEERS)
     names = METHODS if torch_here else JAX_METHODS
-    seeds, rounds = (SEEDS[:2], 3) if options.smoke else (SEEDS, ROUNDS)
-    chosen = {job.name: job for job in jobs(options.smoke)}
-    data = {name: job.task.load() for name, job in chosen.items()}
-    parts = PARTS if options.only is None else options.only
-    rows = {name: {method: {} for method in names} for name in chosen}
-    agree, load = dict.fromkeys(chosen), None
-    if options.only:
-        old = report.earlier(options.out / "peers.json")
-        rows = {name: old["networks"][name]["methods"] for name in chosen}
-        agree = {name: old["networks"][name].get("agreement") for name in chosen}
-        load = old["load_average_before_the_times"]
+    seeds, rounds = (SEEDS[:2], 3) if smoke else (SEEDS, ROUNDS)
+    return Plan(chosen, data, names, seeds, rounds, smoke)
+
+
+def ticks(plan: Plan) -> dict[str, int]:
+    """How often each part tells that something was done."""
+    pairs, networks = len(plan.pairs), len(plan.jobs)
+    return {
+        "memory": pairs,
+        "accuracy": pairs * len(plan.seeds),
+        "agreement": networks * (TORCH in plan.names),
+        "times": pairs + networks * plan.rounds,
+    }
+
+
+def begun(plan: Plan, path: Path, only: list[str] | None) -> Measured:
+    """With `only`, what an earlier run found of the other parts."""
+    if not only:
+        empty = {network: {name: {} for name in plan.names} for network in plan.jobs}
+        return Measured(empty, dict.fromkeys(plan.jobs))
+    old = report.earlier(path)
+    networks = {network: old["networks"][network] for network in plan.jobs}
+    for network, of in networks.items():
+        there = [name for name, row in of["methods"].items() if row]
+        if sorted(there) != sorted(plan.names):
+            sys.exit(
+                f"{path} has {', '.join(there)} for {network}, and here there would be "
+                f"{', '.join(plan.names)}: leave --only out, so that all are measured."
+            )
+    return Measured(
+        {network: of["methods"] for network, of in networks.items()},
+        {network: of.get("agreement") for network, of in networks.items()},
+        old["load_average_before_the_times"],
+    )
+
+
+def measure(options: argparse.Namespace) -> dict:
+    plan = planned(options.smoke)
+    found = begun(plan, options.out / "peers.json", options.only)
     with report.progress_bar() as progress:
-        ticks = {"memory": len(names), "accuracy": len(names) * len(seeds)}
-        ticks |= {"times": len(names) + rounds, "agreement": 1}
-        total = len(chosen) * sum(ticks[part] for part in parts)
+        parts = [part for part in PARTS if part in (options.only or PARTS)]
+        total = sum(ticks(plan)[part] for part in parts)
         bar = progress.add_task("", total=total)
 
         def tick(text: str) -> None:
             progress.update(bar, advance=1, description=text)
 
-        for name, method in itertools.product(chosen, names):
-            job, found = chosen[name], rows[name][method]
-            if "memory" in parts:
-                found |= memory(method, job, options.smoke)
-                tick(f"{name}: memory of {method}")
-            if "accuracy" in parts:
-                found["test_accuracy"] = accuracies(
-                    method, job, data[name], seeds, tick
-                )
-        for name, job in chosen.items() if torch_here and "agreement" in parts else ():
-            agree[name] = agreement(job, job.task.split(data[name], 0))
-            tick(f"{name}: in float64")
-        load = os.getloadavg() if "times" in parts else load
-        for name, job in chosen.items() if "times" in parts else ():
-            split = job.task.split(data[name], 0)
-            for method, rates in timings(names, job, split, rounds, tick).items():
-                rows[name][method]["steps_per_second"] = rates
+        for part in parts:
+            PARTS[part](plan, found, tick)
+    return written(plan, found, options.only)
+
+
+def written(plan: Plan, found: Measured, only: list[str] | None) -> dict:
+    """The JSON, but for its summary."""
     made = report.provenance()
     made["versions"] |= {name: report.version(name) for name in PEERS}
     return {
         **made,
-        **({"only": parts} if options.only else {}),
-        "load_average_before_the_times": load,
-        "seeds": seeds,
-        "rounds": rounds,
+        **({"only": only} if only else {}),
+        "load_average_before_the_times": found.load,
+        "seeds": plan.seeds,
+        "rounds": plan.rounds,
         "steps_of_a_turn": STEPS_OF_A_TURN,
         "networks": {
-            name: {
+            network: {
                 "task": job.task.name,
                 "batch": job.task.batch,
                 **job.settings._asdict(),
                 "epochs": job.epochs,
-                "agreement": agree[name],
-                "methods": {method: rows[name].get(method) for method in METHODS},
+                "agreement": found.agreement[network],
+                "methods": {name: found.rows[network].get(name) for name in METHODS},
             }
-            for name, job in chosen.items()
+            for network, job in plan.jobs.items()
         },
     }
-
-
-# --- results ------------------------------------------------------------------------
-
-
-def ratios(rows: dict) -> dict[str, dict]:
-    """How many times as long a step of the first takes, round by round."""
-    found = {}
-    for first, second in RATIOS:
-        if not (rows[first] and rows[second]):
-            found[f"{first} / {second}"] = None
-            continue
-        speeds = (np.array(rows[n]["steps_per_second"]) for n in (second, first))
-        low, median, high = np.percentile(np.divide(*speeds), [25, 50, 75])
-        found[f"{first} / {second}"] = {"median": median, "middle_half": (low, high)}
-    return found
-
-
-def summary(result: dict) -> dict:
-    made = {}
-    for name, network in result["networks"].items():
-        rows = network["methods"]
-        ours = np.array(rows[OURS]["test_accuracy"])
-        made[name] = {"time_ratios": ratios(rows), "methods": {}}
-        for method, row in rows.items():
-            made[name]["methods"][method] = row and {
-                "steps_per_second": statistics.median(row["steps_per_second"]),
-                "test_accuracy": report.mean_and_error(row["test_accuracy"]),
-                "difference": report.mean_and_error(row["test_accuracy"] - ours),
-            }
-    return made
-
-
-def print_tables(result: dict, console: Console) -> None:
-    for name, found in result["summary"].items():
-        table = Table(
-            title=f"{name}, {len(result['seeds'])} seeds", title_justify="left"
-        )
-        table.add_column("method", no_wrap=True)
-        for text in (
-            "steps a second",
-            "peak MB",
-            "rise, MB",
-            "test accuracy, %",
-            f"over {OURS}",
-        ):
-            table.add_column(text, justify="right", no_wrap=True)
-        for method, row in found["methods"].items():
-            if row is None:
-                table.add_row(method, "not run")
-                continue
-            raw = result["networks"][name]["methods"][method]
-            table.add_row(
-                method,
-                f"{row['steps_per_second']:.0f}",
-                f"{raw['peak_megabytes']:.0f}",
-                f"{raw['rise_megabytes']:.0f}",
-                report.plus_minus(row["test_accuracy"], 2),
-                report.plus_minus(row["difference"], 2, "+"),
-            )
-        console.print(table)
-        agree = result["networks"][name].get("agreement") or {}
-        for steps, apart in agree.items():
-            console.print(f"  {OURS}, {TORCH}, float64, {steps} steps: {apart:.1e}")
-        for pair, ratio in found["time_ratios"].items():
-            text = "not run"
-            if ratio:
-                low, high = ratio["middle_half"]
-                text = f"{ratio['median']:.2f} ({low:.2f} to {high:.2f})"
-            console.print(f"  time of a step, {pair}: {text}")
-    load = ", ".join(f"{x:.1f}" for x in result["load_average_before_the_times"])
-    console.print(f"load average before the times: {load} ({result['cpus']} cores)")
 
 
 def main() -> None:
@@ -423,10 +435,10 @@ def main() -> None:
     if not options.redraw:
         report.write_json(path, measure(options))
     result = json.loads(path.read_text(encoding="utf-8"))
-    result["summary"] = summary(result)
+    result["summary"] = peers_report.summary(result)
     report.write_json(path, result)
     console = report.console(130)
-    print_tables(result, console)
+    peers_report.print_tables(result, console)
     console.print(f"Wrote {path}")
 
 

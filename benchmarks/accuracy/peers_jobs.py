@@ -1,4 +1,4 @@
-"""What peers.py has all libraries train: tasks, settings, and the batches of a seed."""
+"""What peers.py has all libraries train: methods, tasks, settings, and batches."""
 
 from typing import NamedTuple
 
@@ -7,6 +7,12 @@ import numpy as np
 from benchmarks.accuracy.flatness import COMPARISONS, tiny
 from benchmarks.lib.tasks import DIGITS, MNIST, Task
 from benchmarks.lib.training import Settings
+
+# The methods: each library's SAM, and the plain optimizer of its framework.
+OURS, CONTRIB, TORCH = "optax_sam", "optax.contrib.sam", "pytorch_optimizer"
+SGD, TORCH_SGD = "SGD (Optax)", "SGD (PyTorch)"
+JAX_METHODS, TORCH_METHODS = (SGD, OURS, CONTRIB), (TORCH_SGD, TORCH)
+METHODS = JAX_METHODS + TORCH_METHODS
 
 
 class Job(NamedTuple):

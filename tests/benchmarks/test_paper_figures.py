@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import paper_claims, paper_figures, peers
+from benchmarks.accuracy import paper_claims, paper_figures, peers, peers_report
 from benchmarks.lib import report, runs
 from benchmarks.lib.data import Examples
 
@@ -88,7 +88,7 @@ def test_peers_summary_is_that_of_the_raw_values():
                 continue
             same(said["methods"][method]["test_accuracy"], row["test_accuracy"])
             same(said["methods"][method]["difference"], row["test_accuracy"] - ours)
-        for first, second in peers.RATIOS:
+        for first, second in peers_report.RATIOS:
             ratio = said["time_ratios"][f"{first} / {second}"]
             if rows[first] is None or rows[second] is None:
                 assert ratio is None

@@ -1,0 +1,87 @@
+"""What peers.py found: ratios of times, means, and the tables."""
+
+import statistics
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.accuracy.peers_jobs import CONTRIB, OURS, SGD, TORCH, TORCH_SGD
+from benchmarks.lib import report
+
+RATIOS = (
+    (OURS, SGD),
+    (CONTRIB, SGD),
+    (OURS, CONTRIB),
+    (TORCH, TORCH_SGD),
+    (OURS, TORCH),
+)
+
+
+def ratios(rows: dict) -> dict[str, dict]:
+    """How many times as long a step of the first takes, round by round."""
+    found = {}
+    for first, second in RATIOS:
+        if not (rows[first] and rows[second]):
+            found[f"{first} / {second}"] = None
+            continue
+        speeds = (np.array(rows[n]["steps_per_second"]) for n in (second, first))
+        low, median, high = np.percentile(np.divide(*speeds), [25, 50, 75])
+        found[f"{first} / {second}"] = {"median": median, "middle_half": (low, high)}
+    return found
+
+
+def summary(result: dict) -> dict:
+    made = {}
+    for name, network in result["networks"].items():
+        rows = network["methods"]
+        ours = np.array(rows[OURS]["test_accuracy"])
+        made[name] = {"time_ratios": ratios(rows), "methods": {}}
+        for method, row in rows.items():
+            made[name]["methods"][method] = row and {
+                "steps_per_second": statistics.median(row["steps_per_second"]),
+                "test_accuracy": report.mean_and_error(row["test_accuracy"]),
+                "difference": report.mean_and_error(row["test_accuracy"] - ours),
+            }
+    return made
+
+
+def print_tables(result: dict, console: Console) -> None:
+    for name, found in result["summary"].items():
+        table = Table(
+            title=f"{name}, {len(result['seeds'])} seeds", title_justify="left"
+        )
+        table.add_column("method", no_wrap=True)
+        for text in (
+            "steps a second",
+            "peak MB",
+            "rise, MB",
+            "test accuracy, %",
+            f"over {OURS}",
+        ):
+            table.add_column(text, justify="right", no_wrap=True)
+        for method, row in found["methods"].items():
+            if row is None:
+                table.add_row(method, "not run")
+                continue
+            raw = result["networks"][name]["methods"][method]
+            table.add_row(
+                method,
+                f"{row['steps_per_second']:.0f}",
+                f"{raw['peak_megabytes']:.0f}",
+                f"{raw['rise_megabytes']:.0f}",
+                report.plus_minus(row["test_accuracy"], 2),
+                report.plus_minus(row["difference"], 2, "+"),
+            )
+        console.print(table)
+        agree = result["networks"][name].get("agreement") or {}
+        for steps, apart in agree.items():
+            console.print(f"  {OURS}, {TORCH}, float64, {steps} steps: {apart:.1e}")
+        for pair, ratio in found["time_ratios"].items():
+            text = "not run"
+            if ratio:
+                low, high = ratio["middle_half"]
+                text = f"{ratio['median']:.2f} ({low:.2f} to {high:.2f})"
+            console.print(f"  time of a step, {pair}: {text}")
+    load = ", ".join(f"{x:.1f}" for x in result["load_average_before_the_times"])
+    console.print(f"load average before the times: {load} ({result['cpus']} cores)")
