@@ -25,22 +25,23 @@ TUNED = {"SAM, tuned": "SAM", "ASAM, tuned": "ASAM"}  # rows, and what they are 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A task of a study, and the file, without its ending, that has its settings."""
+    """A task of a study, the file, without its ending, that has its settings, and the
+    script that tunes them."""
 
     study: Study
     task: str
     settings: str
+    script: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """The tasks by the name they have in the table; on the validation images of
-    `choosing`, which the script `tuner` tunes, numbers are chosen."""
+    `choosing` numbers are chosen."""
 
     name: str
     places: dict[str, Place]
     choosing: tuple[str, ...]
-    tuner: str
     rules: tuple[Rule, ...] = rules.RULES
 
 
@@ -81,7 +82,7 @@ def tuned_base(plan: Plan, name: str, folder: Path) -> dict:
         raise FileNotFoundError(
             f"{path.name} is not in {folder}, and has the learning rate and decay of "
             f"{name!r}, with which numbers are chosen. First run python -m "
-            f"benchmarks.accuracy.{plan.tuner} --tune, which writes it."
+            f"benchmarks.accuracy.{place.script} --tune, which writes it."
         )
     settings = json.loads(path.read_text(encoding="utf-8"))
     return settings["tasks"][place.task]["rows"][BASE]
@@ -204,13 +205,15 @@ def reported(place: Place, permit: Committed, frozen: Committed, bench: Bench) -
 
 
 def rows(tuned: dict[str, dict], frozen: dict[str, dict]) -> dict[str, dict]:
-    """The base, the tuned methods, and the rules with all but rho from the base."""
+    """The base, the methods that were tuned, and the rules with all but rho from the
+    base."""
     base = tuned[BASE]
     of_rules = {
         name: base | {"method": of["method"]} | with_rho(base, of["number"])
         for name, of in frozen.items()
     }
-    found = {BASE: base, **{row: tuned[of] for row, of in TUNED.items()}, **of_rules}
+    of_tuned = {row: tuned[of] for row, of in TUNED.items() if of in tuned}
+    found = {BASE: base, **of_tuned, **of_rules}
     names = ("method", "epochs", "settings")
     return {row: {name: of[name] for name in names} for row, of in found.items()}
 
