@@ -23,7 +23,6 @@ The images are those of Debian's package dataset-fashion-mnist.
 import argparse
 import dataclasses
 import functools
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +35,7 @@ import optax
 from benchmarks.accuracy import fashion_paper_report
 from benchmarks.lib import fixed_sets, loop, methods, report, resume
 from benchmarks.lib.fixed_sets import Examples
-from benchmarks.lib.models import WideResNet, count
+from benchmarks.lib.models import WideResNet
 from benchmarks.lib.resume import Checkpoint, Clock, OutOfTime, drive
 from benchmarks.lib.small_cnn import SmallCnn
 from benchmarks.lib.store import Key, Store
@@ -48,7 +47,6 @@ ROWS = fashion_paper_report.ROWS
 SIZES = ("16-4", "16-8", "28-4", "28-10")  # what --time measures
 SMALL = "small CNN"  # in place of a WideResNet, for smoke runs
 EVERY = 50  # steps between two looks at the clock
-TIMED = 20  # steps
 WITHIN = 25.0  # minutes
 
 
@@ -229,25 +227,15 @@ def work(study: Study, data: Data, clock: Clock, folder: Path, tell, key: Key) -
 
 
 def timed(study: Study, data: Data, clock: Clock) -> dict:
-    """Seconds to compile a step of the base, and to make one."""
-    clock.need(60)
-    start = time.perf_counter()
-    state, step, total = started(study, study.key("base", 0), data.train)
-    size = count(state[0])
-    state = jax.block_until_ready(step(state, 0))
-    compiling, start = time.perf_counter() - start, time.perf_counter()
-    for number in range(TIMED):
-        state = step(state, number % total)
-    jax.block_until_ready(state)
-    each = (time.perf_counter() - start) / TIMED
+    """Seconds to compile a step of the base, to make one, and for an epoch of them."""
+
+    def start():
+        state, step, total = started(study, study.key("base", 0), data.train)
+        return state, lambda state, number: step(state, number % total)
+
+    found = resume.timed(start, clock)
     steps = len(data.train.labels) // study.batch
-    return {
-        "network": study.label,
-        "parameters": size,
-        "compile": compiling,
-        "step": each,
-        "epoch": each * steps,
-    }
+    return {"network": study.label, **found, "epoch": found["step"] * steps}
 
 
 def times(studies: list[Study], data: Data, clock: Clock, tell=print) -> list[dict]:

@@ -23,10 +23,8 @@ a tiny model on a part of one novel, to show that it learns, and no more.
 import argparse
 import dataclasses
 import functools
-import time
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 
 from benchmarks.accuracy import language_model_report
@@ -35,13 +33,12 @@ from benchmarks.lib.blind import Committed
 from benchmarks.lib.grids import fixed
 from benchmarks.lib.language import BASE, BLOCK, BOTH, GRADIENTS
 from benchmarks.lib.language_study import BASE_ROWS, Bench, Study, tune
-from benchmarks.lib.models import Decoder, count
+from benchmarks.lib.models import Decoder
 from benchmarks.lib.reporting import check
 from benchmarks.lib.resume import Clock
 from benchmarks.lib.store import Key, Store
 
 NAME = "language_model"
-TIMED = 20  # steps
 
 
 def full(folder: Path) -> Study:
@@ -117,19 +114,9 @@ def show(store: Store) -> None:
 def timed(bench: Bench) -> dict:
     """Seconds to compile a step of the base, and to make one."""
     study = bench.study
-    bench.clock.need(60)
-    start = time.perf_counter()
     point = {name: axis.start[0] for name, axis in study.base.items()}
     key: Key = study.key(BASE, study.steps, point, study.tuning_seeds[0])
-    state, step, _ = bench.started(key)
-    size = count(state[0])
-    state = jax.block_until_ready(step(state, 0))
-    compiling, start = time.perf_counter() - start, time.perf_counter()
-    for number in range(TIMED):
-        state = step(state, number)
-    jax.block_until_ready(state)
-    each = (time.perf_counter() - start) / TIMED
-    return {"parameters": size, "compile": compiling, "step": each}
+    return resume.timed(lambda: bench.started(key), bench.clock)
 
 
 def of_time(row: dict, study: Study) -> str:

@@ -15,11 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.lib.models import count
 from benchmarks.lib.store import Key, Store, named
 
 START = 100.0  # seconds: with less no run is begun, nor what follows its last step
 STOP = 20.0  # what is kept for saving, and for the steps that are under way
 SAVE = 120.0  # between two saves
+TIMED = 20  # steps
 
 
 class OutOfTime(Exception):
@@ -144,3 +146,23 @@ def keep_programs(folder: Path) -> None:
     """Compiled programs are kept there, so that the next part need not compile."""
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def timed(start: Callable[[], tuple], clock: Clock) -> dict[str, float]:
+    """The size of the network, and the seconds until its first step is done and for
+    each step after it.
+
+    `start` returns the state, with the parameters first, and a step as `drive` takes
+    it; what else it returns is left alone.
+    """
+    clock.need(60)
+    begin = time.perf_counter()
+    state, step, *_ = start()
+    size = count(state[0])
+    state = jax.block_until_ready(step(state, 0))
+    compiling, begin = time.perf_counter() - begin, time.perf_counter()
+    for number in range(TIMED):
+        state = step(state, number)
+    jax.block_until_ready(state)
+    each = (time.perf_counter() - begin) / TIMED
+    return {"parameters": size, "compile": compiling, "step": each}
