@@ -3,17 +3,10 @@
 import textwrap
 from collections.abc import Iterator
 
-from benchmarks.lib import results, statistics
+from benchmarks.lib import results
 from benchmarks.lib.results import Results
-from benchmarks.lib.results_table import NOT_RUN, WIDTH
+from benchmarks.lib.results_table import MARKS, NOT_RUN, WIDTH
 
-MARKS = {
-    statistics.CERTAIN: "*",
-    statistics.LOSS: "*",
-    statistics.SUGGESTIVE: "~",
-    f"{statistics.SUGGESTIVE} {statistics.LOSS}": "~",
-    statistics.NONE: " ",
-}
 NOTE = (
     "Gains in points over the base at as many steps / over the base of the length "
     'that validation images chose. "*" is certain for the smallest of the gains after '

@@ -5,13 +5,20 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.lib import results
+from benchmarks.lib import results, statistics
 from benchmarks.lib.results import Accuracy, Results
 from benchmarks.lib.statistics import Gain
 
 WIDTH = 80
 COLUMNS = (results.STEPS, results.GRADIENTS, results.LENGTH)
 NOT_RUN = "not run"
+MARKS = {
+    statistics.CERTAIN: "*",
+    statistics.LOSS: "*",
+    statistics.SUGGESTIVE: "~",
+    f"{statistics.SUGGESTIVE} {statistics.LOSS}": "~",
+    statistics.NONE: " ",
+}
 
 
 def table(found: Results) -> str:

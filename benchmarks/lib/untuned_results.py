@@ -13,13 +13,14 @@ import numpy as np
 
 from benchmarks.lib import statistics, untuned_runs
 from benchmarks.lib.results import Accuracy
-from benchmarks.lib.results_table import NOT_RUN, WIDTH, plain, signed
-from benchmarks.lib.statistics import LOSS, Gain
+from benchmarks.lib.results_table import MARKS, NOT_RUN, WIDTH, plain, signed
+from benchmarks.lib.statistics import LOSS, NONE, Gain
 from benchmarks.lib.store import Store
 from benchmarks.lib.study import BASE, unpacked
 from benchmarks.lib.untuned_runs import TUNED
 
 WHOLE = next(iter(TUNED))  # the row that shares are taken of
+CELL = 8  # characters
 MOST = 0.5  # of its gain; fixed before any run that reported
 
 
@@ -108,7 +109,7 @@ class Found:
 def table(found: Found) -> str:
     """Gains task by task, then a line for each rule, and how to read them."""
     lines = [line for task in found.tasks for line in of_task(found, task)]
-    lines += of_rules(found)
+    lines += [*in_one(found), *of_rules(found)]
     for note in (conclusion(found), *notes(found)):
         lines += textwrap.wrap(note, WIDTH)
     return "\n".join(lines)
@@ -146,6 +147,30 @@ def kept(found: Found, task: str, row: str) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
+
+
+def in_one(found: Found) -> Iterator[str]:
+    """All gains of tuned SAM and of the rules, a line for each task."""
+    names = [WHOLE, *found.rules]
+    short = [name.replace("momentum", "mom.") for name in names]
+    words = [textwrap.wrap(name, CELL - 1) for name in short]
+    deep = max(map(len, words))
+    above = [[""] * (deep - len(of)) + of for of in words]
+    for number, line in enumerate(zip(*above, strict=True), 1):
+        first = "task" if number == deep else ""
+        yield (f"{first:31}" + "".join(f"{word:>{CELL}}" for word in line)).rstrip()
+    for task in found.tasks:
+        mark = "*" if task in found.head["choosing"] else ""
+        cells = "".join(cell(found, task, row) for row in names)
+        yield f"{task + mark:31}{cells}".rstrip()
+    yield ""
+
+
+def cell(found: Found, task: str, row: str) -> str:
+    gain = found.gain(task, row)
+    word, _ = found.verdicts().get((task, row), (NONE, 1.0))
+    shown = NOT_RUN if gain is None else f"{gain.mean:+.2f}"
+    return f"{shown:>{CELL - 1}}{MARKS[word]}"
 
 
 def of_rules(found: Found) -> Iterator[str]:
@@ -191,7 +216,8 @@ def notes(found: Found) -> Iterator[str]:
         "All rules have the learning rate and decay of the tuned base. Where tuned "
         "SAM gains less than two standard errors there is no share, but the difference "
         "to it. The verdict is on the gain, with Holm's correction over all rules and "
-        'tasks at 0.05; "suggestive" is two standard errors from zero, and no more.'
+        'tasks at 0.05 ("*" in the table of all); "suggestive" ("~") is two standard '
+        "errors from zero, and no more. Tuned SAM has no verdict here."
     )
     yield (
         "* The numbers that are not published were chosen here, on validation images; "

@@ -124,6 +124,23 @@ def test_the_table_is_complete_and_has_80_columns(found):
     assert "Fashion: not run. There is no settings/fashion.json yet." in text
 
 
+def test_all_gains_in_one_table(found):
+    lines = [*untuned_results.in_one(found)]
+    head, rows = lines[:3], [line.split() for line in lines[3:-1]]
+    assert [line.split() for line in head] == [
+        ["share", "share"],
+        ["SAM,", "SAM", "ASAM", "of", "the", "of", "the", "mom."],
+        ["task", "tuned", "0.05", "0.5", "loss", "weights", "SAM"],
+    ]
+    assert [row[0] for row in rows] == ["chose*", "gains", "more", "flat"]
+    gains = [float(cell.rstrip("*~")) for cell in rows[1][1:]]
+    expected = [TRUE[name] for name in (untuned_results.WHOLE, *found.rules)]
+    np.testing.assert_allclose(gains, expected, atol=0.5)
+    certain = [cell.endswith("*") for cell in rows[1][1:]]
+    assert certain == [False, True, True, True, False, True]
+    assert max(map(len, lines)) <= 80
+
+
 def test_the_longest_names_and_words_fit():
     """A task that chose has a star behind its name."""
     names = [f"{task}*" if task in PLAN.choosing else task for task in PLAN.places]

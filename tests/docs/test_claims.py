@@ -13,7 +13,13 @@ from committed import gains_of, result, shares_of_study, study
 from write_claims import MEASURED, PAGE, TABLE, filled
 
 ROOT = PAGE.parents[1]
-STUDIES = ("label_noise", "mnist_5k", "which_method", "climbs")
+STUDIES = (
+    "label_noise",
+    "mnist_5k",
+    "which_method",
+    "climbs",
+    "other_tasks_fashion",
+)
 SIDE_BY_SIDE = ("complementary", "overlapping", "unclear")
 resampled = pytest.mark.slow  # a bootstrap over 30,000 images for each gain
 VERDICTS = (*MEASURED.values(), *SIDE_BY_SIDE, "cannot be tested here")

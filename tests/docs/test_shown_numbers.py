@@ -14,7 +14,7 @@ from benchmarks.accuracy import (
     which_method_report,
 )
 from benchmarks.accuracy.flatness import SEEDS, parse_seeds
-from benchmarks.lib import results_table
+from benchmarks.lib import gains_table, results_table
 from benchmarks.lib.data import loaded
 from benchmarks.lib.report import RESULTS
 from benchmarks.lib.results import STEPS
@@ -28,6 +28,7 @@ TABLES = {
     "mnist_5k": results_table.table,
     "which_method": which_method_report.table,
 }
+OTHER_TASKS = ("other_tasks_few", "other_tasks_fashion")
 resampled = pytest.mark.slow  # a bootstrap over 30,000 images for each gain
 EVIDENCE, COST = ROOT / "docs" / "evidence.md", ROOT / "docs" / "cost.md"
 
@@ -60,7 +61,7 @@ def test_every_mean_and_error_is_in_a_result(page, least):
     results = [result(path.stem) for path in RESULTS.glob("*.json")]
     of_study = {
         (f"{abs(one.mean):.2f}", f"{one.error:.2f}")
-        for name in (*TABLES, "regularizers", "climbs")
+        for name in (*TABLES, "regularizers", "climbs", *OTHER_TASKS)
         for one in gains_of(study(name))
     }
     known = of_study | {
@@ -99,6 +100,21 @@ def test_the_climbs_are_those_of_the_study():
         assert "\n".join(lines).rstrip() in shown
 
 
+@resampled
+def test_the_gains_on_other_tasks_are_those_of_the_studies():
+    lines = gains_table.table([study(name) for name in OTHER_TASKS]).split("\n\n")[0]
+    assert textwrap.indent(lines, "    ") in EVIDENCE.read_text(encoding="utf-8")
+    assert len(lines.splitlines()) == 6
+    assert "*" not in lines
+    few = study("other_tasks_few")
+    network, logistic = (
+        f"{few.accuracy('Fashion MLP, 200 images', row, 'test').mean:.2f}"
+        for row in ("base", "logistic regression")
+    )
+    level = f"level with logistic regression ({network} and {logistic})"
+    assert level in flat(EVIDENCE)
+
+
 def nearest_neighbours(task):
     """Of the main job's tasks, mean test accuracy over its seeds."""
     values = []
@@ -127,15 +143,6 @@ def test_where_nearest_neighbours_stand_in_the_first_table():
     assert known < of["mnist"]["SAM"]
 
 
-def generalization(task, method):
-    (found,) = (
-        row
-        for row in result("generalization")["summary"]
-        if (row["task"], row["method"]) == (task, method)
-    )
-    return found
-
-
 def written(pair, sign=""):
     return f"{pair[0]:{sign}.2f} ± {pair[1]:.2f}"
 
@@ -150,11 +157,14 @@ def test_the_headline_is_that_of_the_json():
     assert f"AdamW: {smallest['AdamW', 'm-SAM']} points" in page
     m_sam, sam = found.gains("AdamW", "m-SAM"), found.gains("SGD", "SAM")
     assert m_sam["chosen length"].mean > m_sam["equal steps"].mean
-    clean = generalization("MLP, clean", "SAM")["gain_over_best_length"]
+    wrong, clean = (
+        of_study(study("other_tasks_fashion").gains(task, "SAM")["chosen length"])
+        for task in ("Fashion MLP, 40 % wrong", "Fashion MLP, clean")
+    )
     short = study("mnist_5k").gains("SGD", "m-SAM")["chosen length"]
-    assert f"plain SAM gained {of_study(sam['chosen length'])} points over SGD" in page
-    assert f"with clean labels {written(clean, '+')}," in page
-    assert f"in a shorter training m-SAM {of_study(short)}." in page
+    assert f"plain SAM gained {of_study(sam['chosen length'])} points there" in page
+    assert f"{wrong} points with 40 % of the labels wrong and {clean} with all" in page
+    assert f"in a shorter training m-SAM {of_study(short)}, and" in page
     both = [smallest[task, "m-SAM"] for task in ("SGD", "AdamW")]
     assert "m-SAM {} points with SGD, {} with AdamW".format(*both) in page
 
