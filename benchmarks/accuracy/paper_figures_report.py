@@ -41,7 +41,7 @@ def print_tables(result: dict, console: Console) -> None:
 def tuned(result: dict, seeds: str) -> Table:
     table = grid_of(
         f"a, b, e: tuned on validation images; {seeds}",
-        *("method", "lr", "decay", "rho", "at an edge", "test accuracy, %", "over SGD"),
+        *("method", "lr", "decay", "rho", "test accuracy, %", "over SGD"),
     )
     for name, found in result["chosen"].items():
         numbers = (f"{found[key]:g}" for key in ("lr", "decay", "rho"))
@@ -49,7 +49,6 @@ def tuned(result: dict, seeds: str) -> Table:
         table.add_row(
             name,
             *numbers,
-            ", ".join(result["at_edge"][name]),
             shown(accuracy, 2),
             shown(accuracy - test(result, "SGD"), 2, "+"),
         )
