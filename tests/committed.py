@@ -5,7 +5,9 @@ import functools
 from benchmarks.accuracy import climbs, climbs_report, which_method_report
 from benchmarks.lib import report
 from benchmarks.lib.results import Results, committed_study
+from benchmarks.lib.store import Store
 from benchmarks.lib.study import Bench
+from benchmarks.lib.untuned_results import Found
 
 SGD = "SGD"  # the task of which_method.py
 
@@ -52,6 +54,12 @@ def one_run_again(of) -> tuple[float, float, float]:
     then = found.store.find(key)["validation"]
     error = (then * (100 - then) / len(bench.sets.validation.labels)) ** 0.5
     return then, bench.work(key)["validation"], error
+
+
+@functools.cache
+def untuned() -> Found:
+    """What untuned.py reported."""
+    return Found(Store(report.RESULTS / "untuned_report.json"))
 
 
 def gains_of(found: Results):

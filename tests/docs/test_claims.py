@@ -9,8 +9,10 @@ import statistics
 from pathlib import Path
 
 import pytest
-from committed import gains_of, result, shares_of_study, study
+from committed import gains_of, result, shares_of_study, study, untuned
 from write_claims import MEASURED, PAGE, TABLE, filled
+
+from benchmarks.lib.untuned_results import WHOLE
 
 ROOT = PAGE.parents[1]
 STUDIES = (
@@ -76,6 +78,11 @@ def with_errors():
     pairs += [row["gain"] for row in result("m_sharpness")["summary"] if row["gain"]]
     studies = [gains_of(study(name)) for name in STUDIES]
     pairs += [(one.mean, one.error) for of in studies for one in of]
+    of_rules = untuned()
+    for task in of_rules.tasks:
+        for row in (WHOLE, *of_rules.rules):
+            gain = of_rules.gain(task, row)
+            pairs.append((gain.mean, gain.error))
     return {f"{mean:+.2f} ± {error:.2f}" for mean, error in [*pairs, *differences()]}
 
 

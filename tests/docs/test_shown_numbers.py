@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from committed import gains_of, result, shares_of_study, study
+from committed import gains_of, result, shares_of_study, study, untuned
 from sklearn.neighbors import KNeighborsClassifier
 
 from benchmarks.accuracy import (
@@ -14,12 +14,13 @@ from benchmarks.accuracy import (
     which_method_report,
 )
 from benchmarks.accuracy.flatness import SEEDS, parse_seeds
-from benchmarks.lib import gains_table, results_table
+from benchmarks.lib import gains_table, results_table, untuned_results
 from benchmarks.lib.data import loaded
 from benchmarks.lib.report import RESULTS
 from benchmarks.lib.results import STEPS
-from benchmarks.lib.statistics import CERTAIN
+from benchmarks.lib.statistics import CERTAIN, LOSS, NONE
 from benchmarks.lib.tasks import DIGITS, MNIST
+from benchmarks.lib.untuned_results import WHOLE
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -113,6 +114,30 @@ def test_the_gains_on_other_tasks_are_those_of_the_studies():
     )
     level = f"level with logistic regression ({network} and {logistic})"
     assert level in flat(EVIDENCE)
+
+
+@resampled
+def test_the_rules_are_those_of_the_study():
+    found, shown = untuned(), EVIDENCE.read_text(encoding="utf-8")
+    for lines in (untuned_results.in_one(found), untuned_results.of_rules(found)):
+        block = "\n".join(f"    {line}" for line in lines if line)
+        assert block in shown
+    assert untuned_results.conclusion(found).startswith("No rule keeps more than half")
+    words = [found.verdicts()[task, "SAM 0.05"][0] for task in found.tasks]
+    assert len(words) == 8
+    assert sorted(set(words)) == [LOSS, NONE]
+    assert words.count(LOSS) == 1
+    rows = [found.rows(task) for task in found.shares("SAM 0.05")]
+    assert len(rows) == 4
+    ratios = {
+        name: [
+            row[WHOLE]["settings"][name] / row["base"]["settings"][name] for row in rows
+        ]
+        for name in ("lr", "decay")
+    }
+    assert 1 not in ratios["lr"]
+    assert ratios["decay"].count(1) == 1
+    assert min(ratios["decay"]) == pytest.approx(1 / 3, rel=1e-3)
 
 
 def nearest_neighbours(task):
