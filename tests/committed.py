@@ -5,9 +5,10 @@ import functools
 from benchmarks.accuracy import climbs, climbs_report, which_method_report
 from benchmarks.lib import report
 from benchmarks.lib.results import Results, committed_study
-from benchmarks.lib.store import Store
-from benchmarks.lib.study import Bench
+from benchmarks.lib.store import Key, Store
+from benchmarks.lib.study import Bench, Study
 from benchmarks.lib.untuned_results import Found
+from benchmarks.lib.untuned_runs import Plan
 
 SGD = "SGD"  # the task of which_method.py
 
@@ -41,17 +42,34 @@ def written(share) -> str:
     return f"{of} % ({low} to {high})"
 
 
-def one_run_again(of) -> tuple[float, float, float]:
+def one_run_again(of: Study) -> tuple[float, float, float]:
     """A run of a network that the hash of the settings draws, made again: its accuracy
     on validation images then and now, in percent, and the standard error of that.
 
     Another processor sums in another order, and a training may end a few images apart;
     other settings or images would end points apart.
     """
-    found, bench = study(of.name), Bench(of)
-    keys = [key for key in found.store.keys() if key["epochs"]]
-    key = keys[int(found.head["settings_blob"], 16) % len(keys)]
+    found = study(of.name)
+    key = drawn(found.store, found.head["settings_blob"])
+    return again(of, key, found.store.find(key)["validation"])
+
+
+def one_rule_again(plan: Plan) -> tuple[float, float, float]:
+    """The same of untuned.py."""
+    found = untuned()
+    key = drawn(found.store, found.head["rules_blob"])
+    place = plan.places[key["task"]]
     then = found.store.find(key)["validation"]
+    return again(place.study, key | {"task": place.task}, then)
+
+
+def drawn(store: Store, blob: str) -> Key:
+    keys = [key for key in store.keys() if key["epochs"]]
+    return keys[int(blob, 16) % len(keys)]
+
+
+def again(of: Study, key: Key, then: float) -> tuple[float, float, float]:
+    bench = Bench(of)
     error = (then * (100 - then) / len(bench.sets.validation.labels)) ** 0.5
     return then, bench.work(key)["validation"], error
 
