@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from committed import one_run_again
 
 import optax_sam
 from benchmarks.accuracy import climbs
@@ -73,13 +72,6 @@ def test_norms_are_those_of_the_name(name, order):
     assert float(jnp.linalg.norm(flat, order)) == pytest.approx(0.2, rel=1e-5)
     climbed = optax.tree.add(PARAMS, climb)
     close(gradient(methods.BY_NAME[name], 0.2), jax.grad(loss_fn)(climbed, BATCH))
-
-
-def test_one_run_again_is_the_committed_one():
-    if not fixed_sets.FASHION.is_dir():
-        pytest.skip("no dataset-fashion-mnist here")
-    then, again, error = one_run_again(climbs.full(fixed_sets.FASHION))
-    assert again == pytest.approx(then, abs=3 * error)
 
 
 def test_all_commands_in_a_row(tmp_path, monkeypatch, capsys):

@@ -1,13 +1,10 @@
 """The studies on MNIST: shares of a gain, tuning on several seeds, and all commands."""
 
 import dataclasses
-import hashlib
-import json
 import subprocess
 
 import numpy as np
 import pytest
-from committed import one_run_again, study
 
 from benchmarks.accuracy import label_noise, mnist_5k, own_method, which_method
 from benchmarks.lib import commands, fixed_sets, loop, methods, statistics
@@ -151,44 +148,6 @@ def test_before_the_last_fifth_it_is_the_base():
 
 
 # --- what is committed --------------------------------------------------------------
-
-
-def blob(path) -> str:
-    """git's hash of a file."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-STUDIES = {
-    one.name: one for one in (mnist_5k.STUDY, label_noise.STUDY, which_method.STUDY)
-}
-
-
-@pytest.mark.parametrize("name", STUDIES)
-def test_the_results_are_of_the_committed_settings(name):
-    head, path = study(name).head, commands.SETTINGS / f"{name}.json"
-    assert head["settings_blob"] == blob(path)
-    assert head["seeds"] == list(STUDIES[name].seeds)
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    assert head["settings"] == settings
-    assert settings["tuning_seeds"] == list(STUDIES[name].tuning_seeds)
-
-
-@pytest.mark.parametrize("name", STUDIES)
-def test_all_rows_are_there_sound_and_inside_of_their_grids(name):
-    found = study(name)
-    assert [*found.tasks, *found.unsound] == list(STUDIES[name].tasks)
-    for task in found.tasks:
-        for one, row in found.rows(task).items():
-            assert found.complete(task, one)
-            assert row.get("at_edge", []) == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", STUDIES)
-def test_one_run_again_is_the_committed_one(name):
-    then, again, error = one_run_again(STUDIES[name])
-    assert again == pytest.approx(then, abs=min(2, 3 * error))
 
 
 # --- all commands -------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from committed import one_run_again
 
 from benchmarks.accuracy import (
     fashion,
@@ -144,15 +143,6 @@ def test_a_study_without_a_report_is_not_run(tmp_path, capsys):
 def test_no_report_of_settings_that_are_not_committed(tmp_path, monkeypatch, capsys):
     with pytest.raises(blind.NotCommittedError, match="--tune"):
         run(monkeypatch, capsys, "--report", "--settings", tmp_path, "--out", tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("study", STUDIES[:2], ids=lambda study: study.name)
-def test_one_run_again_is_the_committed_one(study):
-    if not fixed_sets.FASHION.is_dir():
-        pytest.skip("no dataset-fashion-mnist here")
-    then, again, error = one_run_again(study)
-    assert again == pytest.approx(then, abs=3 * error)
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from committed import one_run_again
 
 from benchmarks.accuracy import regularizers, regularizers_report
 from benchmarks.lib import fixed_sets, loop, statistics, techniques, training
@@ -151,13 +150,6 @@ def gain(mean):
 def test_the_word_follows_the_rule(better, interaction, word):
     one = regularizers_report.Square(*map(gain, (1, 1, 1, better, interaction)))
     assert one.verdict == word
-
-
-def test_one_run_again_is_the_committed_one():
-    if not fixed_sets.FASHION.is_dir():
-        pytest.skip("no dataset-fashion-mnist here")
-    then, again, error = one_run_again(regularizers.full(fixed_sets.FASHION))
-    assert again == pytest.approx(then, abs=3 * error)
 
 
 def test_all_commands_in_a_row(tmp_path, monkeypatch, capsys):

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from committed import one_rule_again
 from untuned_plan import PLAN, ROWS, frozen_rules
 
 import optax_sam
@@ -310,14 +309,6 @@ def test_no_report_on_seeds_that_chose(tmp_path):
 
 
 # --- all commands -------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_one_run_again_is_the_committed_one():
-    if not fixed_sets.FASHION.is_dir():
-        pytest.skip("no dataset-fashion-mnist here")
-    then, again, error = one_rule_again(PLAN)
-    assert again == pytest.approx(then, abs=3 * error)
 
 
 @pytest.mark.slow

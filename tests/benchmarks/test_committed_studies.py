@@ -1,0 +1,95 @@
+"""What every study by the rules has committed: its settings, its rows, and its runs."""
+
+import hashlib
+import json
+
+import pytest
+from committed import one_rule_again, one_run_again, study, untuned
+
+from benchmarks.accuracy import (
+    climbs,
+    fashion,
+    label_noise,
+    mnist_5k,
+    other_tasks,
+    regularizers,
+    which_method,
+)
+from benchmarks.accuracy import untuned as rules_for_rho
+from benchmarks.lib import commands, fixed_sets, report
+from benchmarks.lib.results import committed_study
+
+ALL = (
+    mnist_5k.STUDY,
+    label_noise.STUDY,
+    which_method.STUDY,
+    *(one.full(fixed_sets.FASHION) for one in (climbs, regularizers, fashion)),
+    *other_tasks.studies(fixed_sets.FASHION),
+)
+STUDIES = [one for one in ALL if committed_study(one.name)]
+each = pytest.mark.parametrize("of", STUDIES, ids=lambda of: of.name)
+
+
+def blob(path) -> str:
+    """git's hash of a file."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def test_no_report_is_forgotten():
+    names = {path.stem for path in report.RESULTS.glob("*_report.json")}
+    assert names == {f"{of.name}_report" for of in STUDIES} | {"untuned_report"}
+
+
+@each
+def test_the_results_are_of_the_committed_settings(of):
+    head, path = study(of.name).head, commands.SETTINGS / f"{of.name}.json"
+    assert head["settings_blob"] == blob(path)
+    assert head["seeds"] == list(of.seeds)
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    assert head["settings"] == settings
+    assert settings["tuning_seeds"] == list(of.tuning_seeds)
+
+
+@each
+def test_all_rows_are_there_sound_and_inside_of_their_grids(of):
+    found = study(of.name)
+    assert [*found.tasks, *found.unsound] == list(of.tasks)
+    for task in found.tasks:
+        for one, row in found.rows(task).items():
+            assert found.complete(task, one)
+            assert row.get("at_edge", []) == []
+
+
+def test_the_rules_and_what_they_stand_on_are_committed():
+    found = untuned()
+    assert found.head["rules_blob"] == blob(commands.SETTINGS / "untuned.json")
+    for of in found.head["tasks"].values():
+        path = commands.SETTINGS / f"{of['settings']}.json"
+        assert of["settings_blob"] == blob(path)
+    assert found.everything()
+
+
+# --- one run of each, again ---------------------------------------------------------
+
+
+def near(found: tuple[float, float, float]) -> None:
+    then, now, error = found
+    assert now == pytest.approx(then, abs=min(2, 3 * error))
+
+
+@pytest.mark.slow
+@each
+def test_one_run_again_is_the_committed_one(of):
+    try:
+        fixed_sets.tuning_sets(of.source)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    near(one_run_again(of))
+
+
+@pytest.mark.slow
+def test_one_run_of_a_rule_again_is_the_committed_one():
+    if not fixed_sets.FASHION.is_dir():
+        pytest.skip("no dataset-fashion-mnist here")
+    near(one_rule_again(rules_for_rho.plan(fixed_sets.FASHION)))
