@@ -147,7 +147,12 @@ def earlier(path: Path) -> dict:
 
 def committed(name: str) -> dict:
     """A committed result, to read: what another script found."""
-    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return json.loads(where_committed(name).read_text(encoding="utf-8"))
+
+
+def where_committed(name: str) -> Path:
+    """Where it is, or would be."""
+    return RESULTS / name
 
 
 def command() -> str:

@@ -129,5 +129,5 @@ class Results:
 @functools.cache
 def committed_study(name: str) -> Results | None:
     """What benchmarks/results has of a study, or nothing yet."""
-    path = report.RESULTS / f"{name}_report.json"
+    path = report.where_committed(f"{name}_report.json")
     return Results(Store(path)) if path.exists() else None
