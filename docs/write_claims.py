@@ -118,7 +118,11 @@ def study_gains(*names):
 
 def of_study(said, known):
     """The verdict on gains of a study, whose own word has Holm's correction in it."""
-    words = {statistics.CERTAIN: "holds", statistics.SUGGESTIVE: "unclear: suggestive"}
+    words = {
+        statistics.CERTAIN: "holds",
+        statistics.SUGGESTIVE: "unclear: suggestive",
+        statistics.LOSS: "does not hold",
+    }
     return words.get(said) or word(known)
 
 
