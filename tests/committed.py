@@ -2,6 +2,8 @@
 
 import functools
 
+import pytest
+
 from benchmarks.accuracy import climbs, climbs_report, which_method_report
 from benchmarks.lib import report
 from benchmarks.lib.results import Results, committed_study
@@ -11,6 +13,7 @@ from benchmarks.lib.untuned_results import Found
 from benchmarks.lib.untuned_runs import Plan
 
 SGD = "SGD"  # the task of which_method.py
+resampled = pytest.mark.slow  # a bootstrap over 30,000 images for each gain
 
 
 def result(name):
@@ -77,7 +80,7 @@ def again(of: Study, key: Key, then: float) -> tuple[float, float, float]:
 @functools.cache
 def untuned() -> Found:
     """What untuned.py reported."""
-    return Found(Store(report.RESULTS / "untuned_report.json"))
+    return Found(Store(report.where_committed("untuned_report.json")))
 
 
 def gains_of(found: Results):

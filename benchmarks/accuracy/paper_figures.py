@@ -296,10 +296,7 @@ def show(path: Path) -> None:
 
 
 def smoke(plan: Plan, out: Path) -> None:
-    try:
-        fixed_sets.tuning_sets(plan.study.source)
-    except FileNotFoundError as error:
-        print(f"Skipped: {error}")
+    if commands.skipped(plan.study):
         return
     small, path = tiny(plan), out / "paper_figures.json"
     path.unlink(missing_ok=True)

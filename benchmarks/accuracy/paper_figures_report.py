@@ -11,13 +11,6 @@ from benchmarks.lib.runs import column
 NAMES = ("SGD", CONTROL, "SAM")  # whose trainings were lengthened
 
 
-def grid_of(title: str, *names: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for i, name in enumerate(names):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
-    return table
-
-
 def shown(values: np.ndarray, digits: int, sign: str = "") -> str:
     return report.plus_minus(report.mean_and_error(values), digits, sign)
 
@@ -39,7 +32,7 @@ def print_tables(result: dict, console: Console) -> None:
 
 
 def tuned(result: dict, seeds: str) -> Table:
-    table = grid_of(
+    table = report.table(
         f"a, b, e: tuned on validation images; {seeds}",
         *("method", "lr", "decay", "rho", "test accuracy, %", "over SGD"),
     )
@@ -56,7 +49,7 @@ def tuned(result: dict, seeds: str) -> Table:
 
 
 def lengths(result: dict, seeds: str) -> Table:
-    table = grid_of(
+    table = report.table(
         f"d: settings as for {result['epochs']} epochs; {seeds}",
         *("method", "epochs", "test accuracy, %", "gap, points", "weight norm"),
     )
@@ -73,7 +66,7 @@ def lengths(result: dict, seeds: str) -> Table:
 
 
 def climbs(result: dict) -> Table:
-    table = grid_of(
+    table = report.table(
         "e: rise of SGD's training loss by one climb after w1 * c and w2 / c",
         *("climb", *(f"c = {c}" for c in result["factors"])),
     )

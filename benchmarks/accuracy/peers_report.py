@@ -4,7 +4,6 @@ import statistics
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.accuracy.peers_jobs import CONTRIB, OURS, SGD, TORCH, TORCH_SGD
 from benchmarks.lib import report
@@ -48,18 +47,11 @@ def summary(result: dict) -> dict:
 
 def print_tables(result: dict, console: Console) -> None:
     for name, found in result["summary"].items():
-        table = Table(
-            title=f"{name}, {len(result['seeds'])} seeds", title_justify="left"
+        table = report.table(
+            f"{name}, {len(result['seeds'])} seeds",
+            *("method", "steps a second", "peak MB", "rise, MB"),
+            *("test accuracy, %", f"over {OURS}"),
         )
-        table.add_column("method", no_wrap=True)
-        for text in (
-            "steps a second",
-            "peak MB",
-            "rise, MB",
-            "test accuracy, %",
-            f"over {OURS}",
-        ):
-            table.add_column(text, justify="right", no_wrap=True)
         for method, row in found["methods"].items():
             if row is None:
                 table.add_row(method, "not run")

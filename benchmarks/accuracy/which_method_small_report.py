@@ -56,9 +56,9 @@ def print_tables(result: dict, console: Console) -> None:
 
 def table(result: dict, task: str) -> Table:
     title = f"{result['titles'][task]}; test images, {len(result['seeds'])} new seeds"
-    grid = Table(title=title, title_justify="left")
-    grid.add_column("method", no_wrap=True)
-    for name in (
+    grid = report.table(
+        title,
+        "method",
         "gradients\na step",
         "lr",
         "decay",
@@ -67,8 +67,7 @@ def table(result: dict, task: str) -> Table:
         "share of SAM's\n(95 %)",
         "gain over base,\nbest length",
         "gain on\nvalidation",
-    ):
-        grid.add_column(name, justify="right", no_wrap=True)
+    )
     rows = sorted(
         of_task(result, task), key=lambda row: (row["gradients"], -row["gain"][0])
     )

@@ -46,7 +46,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optax import contrib
 from rich.console import Console
-from rich.table import Table
 from scipy import stats
 
 import optax_sam
@@ -508,11 +507,9 @@ def missed(result: dict) -> list[str]:
 
 def print_tables(result: dict, console: Console) -> None:
     for network, rows in result["networks"].items():
-        table = Table(
-            title=f"{network}: one step, over the base's", title_justify="left"
-        )
-        table.add_column("method", no_wrap=True)
-        for name in (
+        table = report.table(
+            f"{network}: one step, over the base's",
+            "method",
             "FLOPs",
             "loss\nevaluations",
             "traces",
@@ -521,8 +518,7 @@ def print_tables(result: dict, console: Console) -> None:
             "all-reduces,\nown climbs",
             "time",
             "its middle\nhalf",
-        ):
-            table.add_column(name, justify="right", no_wrap=True)
+        )
         for name, row in rows.items():
             timed = row.get("time")
             table.add_row(

@@ -115,15 +115,22 @@ def smoke(
     study: Study, out: Path, draw: Draw, threads: int = 1, table: Table = plain_table
 ) -> None:
     """All commands in a row, anew; no image that tests the study itself is read."""
-    try:
-        fixed_sets.tuning_sets(study.source)
-    except FileNotFoundError as error:
-        tell(f"Skipped: {error}")
+    if skipped(study):
         return
     (out / f"{study.name}_report.json").unlink(missing_ok=True)
     permit = rehearsal.chosen(study, out, tell)
     reporting.run(study, permit, reported(study, out), tell, threads)
     show(study, out, draw, table)
+
+
+def skipped(study: Study) -> bool:
+    """Whether its images are not here, which is said."""
+    try:
+        fixed_sets.tuning_sets(study.source)
+    except FileNotFoundError as error:
+        tell(f"Skipped: {error}")
+        return True
+    return False
 
 
 def tell(line: str) -> None:

@@ -21,6 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 import optax_sam
 
@@ -143,6 +144,14 @@ def earlier(path: Path) -> dict:
             "out, or name the folder of an earlier run with --out"
         )
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def table(title: str, *names: str) -> Table:
+    """Words in the first column, numbers in the others."""
+    made = Table(title=title, title_justify="left")
+    for number, name in enumerate(names):
+        made.add_column(name, justify="right" if number else "left", no_wrap=True)
+    return made
 
 
 def committed(name: str) -> dict:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.lib import pictures, report
 
@@ -32,14 +31,12 @@ GAIN = "gain_over_best_length"  # that decides
 
 def print_table(result: dict, console: Console, title: str) -> None:
     seeds = len(result["seeds"])
-    table = Table(
-        title=f"{title}; test accuracy, mean ± standard error of {seeds} new seeds\n"
+    table = report.table(
+        f"{title}; test accuracy, mean ± standard error of {seeds} new seeds\n"
         "* at an edge of its grid",
-        title_justify="left",
+        *("task and method", "epochs", "lr", "decay", "rho", "accuracy, %"),
+        *GAINS.values(),
     )
-    table.add_column("task and method", no_wrap=True)
-    for name in ("epochs", "lr", "decay", "rho", "accuracy, %", *GAINS.values()):
-        table.add_column(name, justify="right", no_wrap=True)
     for task, rows in itertools.groupby(result["summary"], lambda row: row["task"]):
         table.add_section()
         table.add_row(task, style="bold")

@@ -116,8 +116,8 @@ def table(found: Found) -> str:
 
 
 def of_task(found: Found, task: str) -> Iterator[str]:
-    mark = "*" if task in found.head["choosing"] else ""
-    yield f"{task + mark:31}{'accuracy, gain':>16}{'of tuned SAM':>16}  verdict"
+    columns = f"{'accuracy, gain':>16}{'of tuned SAM':>16}  verdict"
+    yield f"{starred(found, task):31}{columns}"
     for row in found.rows(task):
         yield f"{row:31}" + of_row(found, task, row)
     yield ""
@@ -160,10 +160,13 @@ def in_one(found: Found) -> Iterator[str]:
         first = "task" if number == deep else ""
         yield (f"{first:31}" + "".join(f"{word:>{CELL}}" for word in line)).rstrip()
     for task in found.tasks:
-        mark = "*" if task in found.head["choosing"] else ""
         cells = "".join(cell(found, task, row) for row in names)
-        yield f"{task + mark:31}{cells}".rstrip()
+        yield f"{starred(found, task):31}{cells}".rstrip()
     yield ""
+
+
+def starred(found: Found, task: str) -> str:
+    return f"{task}*" if task in found.head["choosing"] else task
 
 
 def cell(found: Found, task: str, row: str) -> str:

@@ -147,9 +147,6 @@ def test_before_the_last_fifth_it_is_the_base():
     assert not np.allclose(far["Dense_0"]["kernel"], near["Dense_0"]["kernel"])
 
 
-# --- what is committed --------------------------------------------------------------
-
-
 # --- all commands -------------------------------------------------------------------
 
 

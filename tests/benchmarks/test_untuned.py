@@ -34,13 +34,6 @@ from benchmarks.lib.grids import Axis
 from benchmarks.lib.store import Store
 from benchmarks.lib.study import BASE
 
-
-@pytest.fixture(autouse=True)
-def own_names(monkeypatch):
-    """What a test registers is gone after it."""
-    monkeypatch.setattr(methods, "BY_NAME", dict(methods.BY_NAME))
-
-
 # --- the rules ----------------------------------------------------------------------
 
 HESSIAN = np.array([1.0, 4.0])

@@ -8,8 +8,7 @@ import re
 import statistics
 from pathlib import Path
 
-import pytest
-from committed import gains_of, result, shares_of_study, study, untuned
+from committed import gains_of, resampled, result, shares_of_study, study, untuned
 from write_claims import MEASURED, PAGE, TABLE, filled
 
 from benchmarks.lib.untuned_results import WHOLE
@@ -23,7 +22,6 @@ STUDIES = (
     "other_tasks_fashion",
 )
 SIDE_BY_SIDE = ("complementary", "overlapping", "unclear")
-resampled = pytest.mark.slow  # a bootstrap over 30,000 images for each gain
 VERDICTS = (*MEASURED.values(), *SIDE_BY_SIDE, "cannot be tested here")
 
 

@@ -25,7 +25,7 @@ def parsed(path):
 
 def test_versions_agree():
     project = tomllib.loads(text("pyproject.toml"))
-    assert "version" in project["project"]["dynamic"]
+    assert project["project"]["dynamic"] == ["readme", "version"]
     assert project["tool"]["hatch"]["version"]["path"] == "optax_sam/__init__.py"
     assert parsed(ROOT / "CITATION.cff")["version"] == VERSION
     assert re.search(r"^## (\S+)", text("CHANGELOG.md"), re.MULTILINE)[1] == VERSION

@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from committed import gains_of, result, shares_of_study, study, untuned
+from committed import gains_of, resampled, result, shares_of_study, study, untuned
 from sklearn.neighbors import KNeighborsClassifier
 
 from benchmarks.accuracy import (
@@ -30,7 +30,6 @@ TABLES = {
     "which_method": which_method_report.table,
 }
 OTHER_TASKS = ("other_tasks_few", "other_tasks_fashion", "other_tasks_mnist")
-resampled = pytest.mark.slow  # a bootstrap over 30,000 images for each gain
 EVIDENCE, COST = ROOT / "docs" / "evidence.md", ROOT / "docs" / "cost.md"
 
 
