@@ -128,7 +128,7 @@ def test_the_rules_are_those_of_the_study():
         assert block in shown
     assert untuned_results.conclusion(found).startswith("No rule keeps more than half")
     words = [found.verdicts()[task, "SAM 0.05"][0] for task in found.tasks]
-    assert len(words) == 8
+    assert len(words) == 11
     assert sorted(set(words)) == [LOSS, NONE]
     assert words.count(LOSS) == 1
     rows = [found.rows(task) for task in found.shares("SAM 0.05")]
