@@ -60,6 +60,8 @@ def test_all_commands_in_a_row(tmp_path, monkeypatch, capsys):
 
     study = fashion.tiny(fashion.full(fixed_sets.FASHION))
     found = Results(Store(path))
+    shown = [line for line in said.splitlines() if " SAM's " in line]
+    assert len(shown) == 8  # two methods, two tasks, over two bases
     for task in study.tasks:
         for row in found.rows(task):
             right = 100 * found.right(task, row).mean(1)
