@@ -37,6 +37,7 @@ def test_missing_files_are_named_with_the_package(tmp_path):
     assert all(name in str(error.value) for name in austen.FILES)
 
 
+@pytest.mark.slow  # a study's machinery, not the library
 def test_the_novels_and_their_cut_never_change():
     if not austen.FOLDER.is_dir():
         pytest.skip("no r-cran-janeaustenr here")

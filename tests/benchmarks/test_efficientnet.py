@@ -69,6 +69,7 @@ def test_every_stage_was_recorded():
     assert len(RECORDED) == len(CROPS) * len(STAGES)
 
 
+@pytest.mark.slow  # a study's machinery, not the library
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_is_that_of_pytorch(stage, seen):
     rows = [row for row in RECORDED if row["stage"] == stage]

@@ -216,6 +216,7 @@ def test_a_stopped_run_goes_on_and_says_what_is_missing(tmp_path):
 # --- Which leaves are trained -------------------------------------------------------
 
 
+@pytest.mark.slow  # a study's machinery, not the library
 @pytest.mark.parametrize("name", [BASE, "SAM", "ASAM", "m-SAM"])
 @pytest.mark.parametrize("way", fine_tuning.WAYS)
 def test_only_these_leaves_are_trained_and_climb(way, name):

@@ -27,6 +27,7 @@ def initial(seed):
     return loop.initial(TUNED)(jax.random.key(seed), images(1).images)
 
 
+@pytest.mark.slow  # a study's machinery, not the library
 def test_it_starts_from_the_weights_with_a_head_of_its_own():
     first, second = initial(0), initial(1)
     for made in (first, second):
@@ -37,6 +38,7 @@ def test_it_starts_from_the_weights_with_a_head_of_its_own():
     assert np.abs(kernels[0] - kernels[1]).max() > 0.1
 
 
+@pytest.mark.slow  # a study's machinery, not the library
 def test_the_statistics_are_those_that_came_with_the_weights():
     params, batch = initial(0), images()
     first, second = (

@@ -76,6 +76,7 @@ def committed(tmp_path):
     return path
 
 
+@pytest.mark.slow  # a study's machinery, not the library
 def test_tests_are_handed_out_for_committed_settings_only(committed):
     source = SOURCES["mnist"]
     with pytest.raises(TypeError, match="chosen blind"):

@@ -64,6 +64,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.slow  # a study's machinery, not the library
 @pytest.mark.parametrize("method", EXPECTED)
 def test_the_gradient_of_each_method(method):
     params, moment = ({"kernel": jnp.float32(x)} for x in (W, MOMENT))

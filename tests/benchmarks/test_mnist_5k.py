@@ -23,6 +23,7 @@ def known(share: float, seeds=20, images=2000, noise=0.01, start=0) -> np.ndarra
 # --- shares -------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # a study's machinery, not the library
 def test_a_share_is_the_ratio_of_the_gains():
     base, whole, ours = known(0.80), known(0.90), known(0.88)
     found = statistics.share(ours, whole, base, 0.05)
@@ -57,6 +58,7 @@ def test_no_share_of_a_gain_that_is_none():
     assert statistics.share(base, whole, base, 0.05) is None
 
 
+@pytest.mark.slow  # a study's machinery, not the library
 def test_no_share_where_the_whole_gain_may_be_none():
     """Two and a half standard errors: at 95 % an interval, at 99.9 % none."""
     rng = np.random.default_rng(0)

@@ -102,6 +102,7 @@ def test_the_table_of_all_tasks():
     assert max(map(len, (head, *lines))) <= 80
 
 
+@pytest.mark.slow  # a study's machinery, not the library
 def test_the_picture_of_all_tasks_is_readable(tmp_path):
     found = [MadeUp(study) for study in STUDIES]
     gains_picture.draw(found, tmp_path / "all.png")

@@ -10,6 +10,8 @@ from benchmarks.lib.store import Store
 from benchmarks.lib.study import BASE, packed
 from benchmarks.lib.untuned_results import Found
 
+pytestmark = pytest.mark.slow  # a study's machinery, not the library
+
 IMAGES, MADE_UP_SEEDS = 4000, list(range(8))
 TRUE = {  # points over the base, where SAM gains
     BASE: 0,

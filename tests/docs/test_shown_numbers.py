@@ -176,6 +176,7 @@ def written(pair, sign=""):
     return f"{pair[0]:{sign}.2f} ± {pair[1]:.2f}"
 
 
+@resampled
 def test_the_headline_is_that_of_the_json():
     found, page = study("label_noise"), flat(README)
     base, ours = (
@@ -205,6 +206,7 @@ def of_study(gain):
     return f"{gain.mean:+.2f} ± {gain.error:.2f}"
 
 
+@resampled
 def test_the_readmes_results_are_those_of_their_jsons():
     page, found = flat(README), study("which_method")
     m_sam, le_sam = (
