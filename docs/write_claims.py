@@ -129,14 +129,15 @@ def of_study(said, known):
 def regularizers(name):
     """A row for each technique beside SAM."""
     found, said = committed_study(name), "often said, rarely measured"
-    for technique in regularizers_report.techniques(found) if found else ():
-        square = regularizers_report.square(found, technique)
+    squares = regularizers_report.complete(found) if found else {}
+    words = regularizers_report.verdicts(squares)
+    for technique, square in squares.items():
         numbers = (
             f"SAM {of(square.of_sam)}, the technique {of(square.of_technique)}, both "
             f"{of(square.of_both)}, interaction {of(square.interaction)}"
         )
         evidence = f"{numbers}: {link(f'{name}_report')}"
-        yield line(square.verdict, f"SAM and {technique}", said, evidence)
+        yield line(words[technique], f"SAM and {technique}", said, evidence)
 
 
 TABLES = {

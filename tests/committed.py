@@ -5,10 +5,11 @@ import functools
 import pytest
 
 from benchmarks.accuracy import climbs, climbs_report, which_method_report
-from benchmarks.lib import report
+from benchmarks.lib import report, statistics
 from benchmarks.lib.results import Results, committed_study
+from benchmarks.lib.statistics import Gain
 from benchmarks.lib.store import Key, Store
-from benchmarks.lib.study import Bench, Study
+from benchmarks.lib.study import CHOSEN, Bench, Study
 from benchmarks.lib.untuned_results import Found
 from benchmarks.lib.untuned_runs import Plan
 
@@ -88,5 +89,31 @@ def gains_of(found: Results):
     for task in found.tasks:
         for method in found.methods(task):
             yield from found.gains(task, method).values()
+            yield over_its_own(found, task, method)
         if found.head["study"] == climbs.NAME:
             yield from climbs_report.over_sam(found, task).values()
+
+
+def over_its_own(found: Results, task: str, method: str) -> Gain:
+    """Over the base of the chosen length, whatever the other optimizer's rival does."""
+    return statistics.gain(found.right(task, method), found.right(task, CHOSEN))
+
+
+def over_sgd_at_sams_settings() -> dict[tuple[str, int], tuple[float, float]]:
+    """What paper_figures.py has of SGD of 10 epochs with SAM's learning rate and decay,
+    over each method and number of epochs: a mean and its error over the seeds."""
+    found = result("paper_figures")
+    same = {(run["lr"], run["decay"]) for run in found["runs"] if run["rho"] == 0.05}
+    runs = {
+        (run["method"], run["epochs"], (run["lr"], run["decay"]) in same): run["test"]
+        for run in found["runs"]
+        if run["rho"] == (0.05 if run["method"] == "SAM" else 0)
+    }
+    ours = runs["SGD", 10, True]
+    return {
+        (method, epochs): statistics.mean_and_error(
+            [a - b for a, b in zip(ours, theirs, strict=True)]
+        )
+        for (method, epochs, at_same), theirs in runs.items()
+        if at_same == (method == "SAM")
+    }

@@ -14,9 +14,12 @@ technique, by the rules of "Studies" in CONTRIBUTING.md:
 Gains are differences of test accuracy in pairs, over seeds and test images together;
 interaction = both - SAM - technique + base. A word for each technique, by this rule:
 
-  complementary  both gain more than the better one alone, by over two standard errors
-  overlapping    not so, and the interaction is negative by over two standard errors
+  complementary  both gain more than the better one alone
+  overlapping    not so, and the interaction is negative
   unclear        all else
+
+after Holm's correction over both differences of all techniques; with "perhaps" it is
+two standard errors from zero and no more.
 
 Dropout acts on the hidden layers, with one mask for both gradients of SAM; augmentation
 shifts each image by up to so many pixels; weight averaging is an exponential average

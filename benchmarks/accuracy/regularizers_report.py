@@ -16,6 +16,7 @@ NO_DECAY, DECAY = "no decay", "weight decay"  # tasks without any other techniqu
 SAM = "SAM"
 ROWS = (BASE, SAM)
 COMPLEMENTARY, OVERLAPPING, UNCLEAR = "complementary", "overlapping", "unclear"
+PERHAPS = "perhaps"  # two standard errors, and not certain after the correction
 COLOURS = {COMPLEMENTARY: "#009e73", OVERLAPPING: "#d55e00", UNCLEAR: "#777777"}
 
 
@@ -27,17 +28,6 @@ class Square(NamedTuple):
     of_both: Gain
     over_better: Gain  # of both over the better one alone
     interaction: Gain
-
-    @property
-    def verdict(self) -> str:
-        if certain(self.over_better) > 0:
-            return COMPLEMENTARY
-        return OVERLAPPING if certain(self.interaction) < 0 else UNCLEAR
-
-
-def certain(gain: Gain) -> int:
-    """The sign of what lies two standard errors from zero, else 0."""
-    return (gain.mean > 2 * gain.error) - (gain.mean < -2 * gain.error)
 
 
 def techniques(found: Results) -> list[str]:
@@ -68,6 +58,32 @@ def square(found: Results, technique: str) -> Square | None:
     return Square(*map(statistics.of_differences, differences))
 
 
+def verdicts(squares: dict[str, Square]) -> dict[str, str]:
+    """A word for each, with Holm's correction over both differences of all."""
+    asked = [gain for one in squares.values() for gain in one[-2:]]
+    words = [word for word, _ in statistics.verdicts(asked)]
+    return {name: verdict(*words[2 * k : 2 * k + 2]) for k, name in enumerate(squares)}
+
+
+def verdict(of_better: str, of_interaction: str) -> str:
+    """From the words of both over the better one, and of the interaction."""
+    if of_better in (statistics.CERTAIN, statistics.SUGGESTIVE):
+        return likely(COMPLEMENTARY, of_better)
+    if statistics.LOSS in of_interaction:
+        return likely(OVERLAPPING, of_interaction)
+    return UNCLEAR
+
+
+def likely(word: str, said: str) -> str:
+    return f"{PERHAPS} {word}" if statistics.SUGGESTIVE in said else word
+
+
+def complete(found: Results) -> dict[str, Square]:
+    """Of all techniques whose runs are there."""
+    squares = {name: square(found, name) for name in techniques(found)}
+    return {name: one for name, one in squares.items() if one}
+
+
 # --- the table ----------------------------------------------------------------------
 
 
@@ -82,16 +98,16 @@ def table(found: Results) -> str:
 EXPLAINED = (
     "SAM, technique and both: gains over the base at equal steps, in points, with the "
     "errors over seeds and of the images. Complementary: both gain more than the "
-    "better one alone, by over two standard errors. Overlapping: not so, and the "
-    "interaction (both - SAM - technique + base) is negative by as much."
+    "better one alone. Overlapping: not so, and the interaction (both - SAM - "
+    "technique + base) is negative. Both after Holm's correction over all rows at "
+    '0.05; with "perhaps" it is two standard errors and no more.'
 )
 
 
 def notes(found: Results) -> Iterator[str]:
     sizes = ", ".join(f"{name} {n:,}" for name, n in found.head["images"].items())
     yield (
-        f"Accuracies are means of {len(found.head['seeds'])} seeds ({sizes} images). A "
-        "word is that of its row, without a correction for the number of rows."
+        f"Accuracies are means of {len(found.head['seeds'])} seeds ({sizes} images)."
     )
     for task in found.unsound:
         yield f"{task}: not shown, as its network does not beat both baselines."
@@ -112,7 +128,10 @@ def strengths(found: Results) -> Iterator[str]:
 
 
 def squares(found: Results) -> Iterator[str]:
-    names = ("SAM", "technique", "both", "interaction")
+    names, words = (
+        ("SAM", "technique", "both", "interaction"),
+        verdicts(complete(found)),
+    )
     yield f"{'technique':16}" + "".join(f"{name:>16}" for name in names)
     for technique in techniques(found):
         one = square(found, technique)
@@ -122,7 +141,7 @@ def squares(found: Results) -> Iterator[str]:
         gains = (one.of_sam, one.of_technique, one.of_both, one.interaction)
         yield f"{technique:16}" + "".join(f"{signed(gain):>16}" for gain in gains)
         better = signed(one.over_better)
-        yield f"  both over the better one alone: {better}, {one.verdict}"
+        yield f"  both over the better one alone: {better}, {words[technique]}"
 
 
 # --- the picture --------------------------------------------------------------------
@@ -130,17 +149,17 @@ def squares(found: Results) -> Iterator[str]:
 
 def draw(found: Results, path: Path) -> None:
     """What decides the verdict: the gain of both over the better one alone."""
-    all_of_them = {name: square(found, name) for name in techniques(found)}
-    rows = {name: one for name, one in all_of_them.items() if one}
+    rows = complete(found)
+    words = verdicts(rows)
     figure, axes = pictures.new(1.4 + 0.42 * max(len(rows), 1))
     axes.axvline(0, color="#777777", lw=1.2)
-    for place, one in enumerate(rows.values()):
-        gain, colour = one.over_better, COLOURS[one.verdict]
+    for place, (name, one) in enumerate(rows.items()):
+        gain, colour = one.over_better, COLOURS[words[name].split()[-1]]
         axes.errorbar(
             gain.mean, place, xerr=2 * gain.error, fmt="o", color=colour, ms=7
         )
         where = {"xycoords": ("axes fraction", "data"), "va": "center"}
-        axes.annotate(one.verdict, (1.02, place), color=colour, **where)
+        axes.annotate(words[name], (1.02, place), color=colour, **where)
     axes.set_yticks(range(len(rows)), [f"SAM and {name}" for name in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(False, axis="y")

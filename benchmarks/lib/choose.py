@@ -1,10 +1,10 @@
 """Choosing on validation images: a search for each row of a study.
 
-The base is searched over learning rate and decay at the epochs of the study, at twice
-as many and at half, and at further lengths while the best is the longest or shortest.
-A method is searched over rho at the base's best learning rate and decay, or at all of
-the base's grid, and from the best of these over all three. A point counts by its
-mean over the tuning seeds. In the end the base, at both lengths that gains are taken
+The base is searched over learning rate and decay at the epochs of the study and at
+twice as many, and at half or double the best while that is the longest or shortest. A
+method is searched over rho at the base's best learning rate and decay, or at all of the
+base's grid, and from the best of these over all three. A point counts by its mean over
+the tuning seeds. In the end the base, at both lengths that gains are taken
 over, is given as many points as the method that was tried most. Stages alternate
 between the tasks, so that what was run when the time is up is the same for all.
 """

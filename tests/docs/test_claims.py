@@ -21,7 +21,7 @@ STUDIES = (
     "climbs",
     "other_tasks_fashion",
 )
-SIDE_BY_SIDE = ("complementary", "overlapping", "unclear")
+SIDE_BY_SIDE = ("complementary", "overlapping", "perhaps", "unclear")
 VERDICTS = (*MEASURED.values(), *SIDE_BY_SIDE, "cannot be tested here")
 
 

@@ -5,7 +5,16 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from committed import gains_of, resampled, result, shares_of_study, study, untuned
+from committed import (
+    gains_of,
+    over_its_own,
+    over_sgd_at_sams_settings,
+    resampled,
+    result,
+    shares_of_study,
+    study,
+    untuned,
+)
 from sklearn.neighbors import KNeighborsClassifier
 
 from benchmarks.accuracy import (
@@ -63,6 +72,10 @@ def test_every_mean_and_error_is_in_a_result(page, least):
         (f"{abs(one.mean):.2f}", f"{one.error:.2f}")
         for name in (*TABLES, "regularizers", "climbs", *OTHER_TASKS)
         for one in gains_of(study(name))
+    }
+    of_study |= {
+        (f"{abs(mean):.2f}", f"{error:.2f}")
+        for mean, error in over_sgd_at_sams_settings().values()
     }
     known = of_study | {
         (f"{abs(mean):.{digits}f}", f"{error:.{digits}f}")
@@ -185,8 +198,8 @@ def test_the_headline_is_that_of_the_json():
     assert f"from {base} to {ours} % test accuracy with AdamW" in page
     smallest = {which: of_study(one.gain) for which, one in found.verdicts().items()}
     assert f"AdamW: {smallest['AdamW', 'm-SAM']} points" in page
-    m_sam, sam = found.gains("AdamW", "m-SAM"), found.gains("SGD", "SAM")
-    assert m_sam["chosen length"].mean > m_sam["equal steps"].mean
+    own, sam = over_its_own(found, "AdamW", "m-SAM"), found.gains("SGD", "SAM")
+    assert f"and {of_study(own)} over AdamW at its best length" in page
     wrong, clean = (
         of_study(study("other_tasks_fashion").gains(task, "SAM")["chosen length"])
         for task in ("Fashion MLP, 40 % wrong", "Fashion MLP, clean")
@@ -196,10 +209,12 @@ def test_the_headline_is_that_of_the_json():
     lost = of_study(longer["chosen length"])
     assert f"with all right on MNIST {lost} over SGD trained for longer" in page
     assert f"plain SAM gained {of_study(sam['chosen length'])} points there" in page
-    assert f"{wrong} points with 40 % of the labels wrong and {clean} with all" in page
-    assert f"in a shorter training m-SAM {of_study(short)}, and" in page
-    both = [smallest[task, "m-SAM"] for task in ("SGD", "AdamW")]
-    assert "m-SAM {} points with SGD, {} with AdamW".format(*both) in page
+    assert f"SAM gained {wrong} points with 40 % of the labels wrong and" in page
+    assert f"wrong and {clean} with all right; with" in page
+    assert f"in a shorter training m-SAM {of_study(short)}." in page
+    assert found.verdicts()["AdamW", "m-SAM"].gain.mean > own.mean  # the smallest
+    both = f"{smallest['SGD', 'm-SAM']} points with SGD, {of_study(own)} with AdamW"
+    assert f"m-SAM {both}" in page
 
 
 def of_study(gain):
@@ -229,13 +244,25 @@ def test_the_readmes_results_are_those_of_their_jsons():
         (row["task"], row["method"]): row for row in result("fine_tuning")["summary"]
     }
     asam = written(rows["low-rank", "ASAM"]["gain"], "+")
-    assert f"low-rank adapters: ASAM {asam} points" in page
+    longer = written(rows["low-rank", "ASAM"]["gain_over_best_length"], "+")
+    assert f"low-rank adapters: ASAM {asam} points, {longer} over" in page
     (best,) = (
         row["gain"]
         for row in result("m_sharpness")["summary"]
         if (row["optimizer"], row["m"], row["choice"]) == ("sgd", 20, "best")
     )
-    assert f"SGD gains nothing from it: {written(best)} points" in page
+    assert f"SGD loses by it: {written(best)} points" in page
+
+
+def test_the_base_was_never_tried_at_ten_epochs():
+    over = over_sgd_at_sams_settings()
+    longer, ten, twenty = (
+        f"{abs(over[one][0]):.2f} ± {over[one][1]:.2f}"
+        for one in (("SGD", 40), ("SAM", 10), ("SAM", 20))
+    )
+    assert over["SGD", 40][0] > 0 > over["SAM", 20][0]
+    assert f"{longer} above its" in flat(EVIDENCE)
+    assert f"{ten} ahead of SAM at 10 epochs and {twenty} behind SAM" in flat(EVIDENCE)
 
 
 def test_gains_on_other_tasks_are_those_of_the_json():
