@@ -35,7 +35,8 @@ def verdicts(found: Results) -> dict[tuple[str, str], str]:
         for task in found.tasks
         for name, gain in over_sam(found, task).items()
     }
-    words = statistics.verdicts(list(gains.values()))
+    planned = sum(len(found.methods(task)) - 1 for task in found.tasks)
+    words = statistics.verdicts(list(gains.values()), planned)
     return {which: word for which, (word, _) in zip(gains, words, strict=True)}
 
 

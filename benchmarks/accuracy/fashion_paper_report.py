@@ -1,6 +1,5 @@
 """The table of fashion_paper.py: errors on the official test, beside the paper's."""
 
-import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -69,9 +68,7 @@ def gains(runs: Runs, test: int) -> Iterator[str]:
     for row, one in found.items():
         cell = f"{one.mean:+.2f} {error(one.seeds)} {error(one.images)}"
         yield f"{'SAM over ' + row:25}{cell}"
-    word, _ = statistics.verdicts(
-        [functools.reduce(statistics.smaller, found.values())]
-    )[0]
+    word, _ = statistics.verdicts([statistics.smallest(found.values())])[0]
     yield f"Verdict on the smaller gain: {word}."
 
 

@@ -1,6 +1,5 @@
 """The table of language_model.py: nats per character, gains over AdamW, verdicts."""
 
-import functools
 import textwrap
 from collections.abc import Iterator
 
@@ -103,12 +102,8 @@ def of_row(found: Results, row: str) -> str:
 
 def gains(found: Results) -> Iterator[str]:
     of_all = {row: found.gains(row) for row in found.methods()}
-    smallest = [
-        functools.reduce(statistics.smaller, one.values())
-        for one in of_all.values()
-        if one
-    ]
-    words = iter(statistics.verdicts(smallest))
+    smallest = [statistics.smallest(one.values()) for one in of_all.values() if one]
+    words = iter(statistics.verdicts(smallest, len(of_all)))
     for row, one in of_all.items():
         if one is None:
             yield f"{row:31}{NOT_RUN:>24}"

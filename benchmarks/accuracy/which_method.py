@@ -12,10 +12,10 @@ chose nothing. The commands, in this order:
 
 The question: which method keeps nine tenths of SAM's gain at 1.2 gradients a step or
 fewer? Two are nominated, on validation images. The shares have simultaneous 95 %
-intervals, over seeds and test images, for both methods and three tasks (this one, and
-Fashion-MNIST with and without wrong labels), over the base at as many steps and over
-the base of the length chosen on validation images: "reached" is said if the lower end
-lies above 0.9. Where SAM's own gain is below two standard errors, or may be none at the
+intervals, over seeds and test images, for both methods, three tasks (this one, and
+Fashion-MNIST with and without wrong labels), and two bases (of as many steps, and of
+the length chosen on validation images): "reached" is said if the lower end lies above
+0.9. Where SAM's own gain is below two standard errors, or may be none at the
 level of those intervals, there are differences and no shares.
 
 Kill it at any time and start it again. An hour and half an hour on two cores. With

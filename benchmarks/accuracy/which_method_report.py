@@ -39,7 +39,7 @@ def shares(found: Results, task: str, over: str) -> dict[str, Share | None]:
     if not all(found.complete(*cell) for cell in cells):
         return {}
     base, sam, *ours = (found.right(*cell) for cell in cells)
-    chance = statistics.LEVEL / (NOMINATED * TASKS)
+    chance = statistics.LEVEL / (NOMINATED * TASKS * len(OVER))
     kept = (statistics.share(one, sam, base, chance) for one in ours)
     return dict(zip(names, kept, strict=True))
 

@@ -113,13 +113,13 @@ class Results:
 
     def verdicts(self) -> dict[tuple[str, str], Verdict]:
         """Of all methods on all tasks: one table, one correction."""
+        asked = [(task, row) for task in self.tasks for row in self.methods(task)]
         smallest = {
-            (task, row): functools.reduce(statistics.smaller, gains.values())
-            for task in self.tasks
-            for row in self.methods(task)
-            if (gains := self.gains(task, row))
+            cell: statistics.smallest(gains.values())
+            for cell in asked
+            if (gains := self.gains(*cell))
         }
-        found = statistics.verdicts(list(smallest.values()))
+        found = statistics.verdicts(list(smallest.values()), len(asked))
         return {
             which: Verdict(one, *pair)
             for (which, one), pair in zip(smallest.items(), found, strict=True)

@@ -92,8 +92,9 @@ def notes(found: Results) -> Iterator[str]:
         f"the test images, by bootstrap ({sizes} images). Gains are in points, in "
         "pairs, on the first test set: over the base at as many steps, as many "
         "gradients, and the length chosen on validation images. The verdict is on the "
-        "smallest of them, with Holm's correction over all methods and tasks at 0.05; "
-        '"suggestive" is two standard errors from zero, and no more.'
+        "smallest of them (a gain has to be one over every base; the p-value of a loss "
+        "is multiplied by their number), with Holm's correction over all methods and "
+        'tasks at 0.05; "suggestive" is two standard errors from zero, and no more.'
     )
     for task in found.tasks:
         of_task = head["settings"]["tasks"][task]

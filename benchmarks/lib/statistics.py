@@ -6,12 +6,12 @@ apart, and a verdict takes them together.
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 from scipy import stats
 
 RESAMPLED = 1000
-SHARES = 4_000  # intervals of several shares at once end far out
 LEVEL = 0.05
 CERTAIN, SUGGESTIVE, NONE = "gain", "suggestive", "no gain"
 LOSS = "loss"
@@ -85,18 +85,28 @@ def holm(p_values: list[float]) -> list[float]:
     return np.minimum(corrected, 1)[np.argsort(order)].tolist()
 
 
-def smaller(first: Gain, second: Gain) -> Gain:
-    """The gain of which a verdict speaks."""
-    return min(first, second, key=lambda one: one.mean)
+def smallest(over: Iterable[Gain]) -> Gain:
+    """Of the gains of one method over several bases, with the p-value of a verdict.
+
+    A gain has to be one over every base: its p-value is the largest of all. A loss may
+    be one over any of them: its p-value is multiplied by their number.
+    """
+    gains = list(dict.fromkeys(over))  # two bases may be the same
+    least = min(gains, key=lambda one: one.mean)
+    if least.mean > 0:
+        return dataclasses.replace(least, p=max(one.p for one in gains))
+    return dataclasses.replace(least, p=min(1.0, least.p * len(gains)))
 
 
-def verdicts(gains: list[Gain]) -> list[tuple[str, float]]:
+def verdicts(gains: list[Gain], planned: int = 0) -> list[tuple[str, float]]:
     """A word and the corrected p-value for each gain of one table.
 
     "suggestive" is what lies two standard errors from zero and is not certain after
-    Holm's correction.
+    Holm's correction. If more gains are `planned` than are there, the correction is
+    for all of them.
     """
-    corrected = holm([one.p for one in gains])
+    to_come = [1.0] * (planned - len(gains))
+    corrected = holm([one.p for one in gains] + to_come)[: len(gains)]
     return [(word(one, p), p) for one, p in zip(gains, corrected, strict=True)]
 
 
@@ -126,38 +136,34 @@ class Share:
 
 
 def share(
-    ours: np.ndarray,
-    whole: np.ndarray,
-    base: np.ndarray,
-    chance: float,
-    draws: int = SHARES,
+    ours: np.ndarray, whole: np.ndarray, base: np.ndarray, chance: float
 ) -> Share | None:
     """The gain of `ours` over that of `whole`, of per-image correctness, (seeds,
-    images) each; seeds and images are drawn again together, all three in one.
+    images) each, with Fieller's interval (1954), which leaves out `chance`.
 
-    The interval leaves out `chance`, half on each side; it is wider than it has to be,
-    since what is drawn twice varies twice. None where the gain of `whole` is below two
-    standard errors, or its own interval of that kind has zero in it: then the share may
-    be anything.
+    In it are all x for which the mean of `ours - base - x (whole - base)` may be zero:
+    it lies within t of its errors, over seeds and images together. None where the gain
+    of `whole` is below two standard errors or may itself be zero: then the share may be
+    anything.
     """
     gained = gain(whole, base)
     if gained.mean < 2 * gained.error:
         return None
-    differences = [one.astype(np.float32) - base for one in (ours, whole)]
-    rng = np.random.default_rng(0)
-    means = np.concatenate(
-        [drawn_again(differences, 250, rng) for _ in range(draws // 250)], axis=1
-    )
-    if np.quantile(means[1], chance / 2) <= 0:
+    differences = np.stack([one.astype(float) - base for one in (ours, whole)])
+    kept, all_of_it = differences.mean((1, 2))
+    covariance = sum(np.cov(of) / of.shape[1] for of in both_means(differences))
+    bound = stats.t.isf(chance / 2, len(base) - 1) ** 2
+    a = all_of_it**2 - bound * covariance[1, 1]
+    b = kept * all_of_it - bound * covariance[0, 1]
+    c = kept**2 - bound * covariance[0, 0]
+    if a <= 0:
         return None
-    low, high = np.quantile(means[0] / means[1], [chance / 2, 1 - chance / 2])
-    of = differences[0].mean() / differences[1].mean()
-    return Share(float(of), float(low), float(high))
+    reach = np.sqrt(b**2 - a * c)
+    return Share(
+        float(kept / all_of_it), float((b - reach) / a), float((b + reach) / a)
+    )
 
 
-def drawn_again(differences: list[np.ndarray], count: int, rng) -> np.ndarray:
-    """Means over seeds and images that were drawn again, (differences, count)."""
-    seeds, images = differences[0].shape
-    of_seeds = rng.multinomial(seeds, [1 / seeds] * seeds, size=count) / seeds
-    of_images = rng.multinomial(images, [1 / images] * images, size=count) / images
-    return np.stack([((of_seeds @ one) * of_images).sum(1) for one in differences])
+def both_means(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each seed and of each image, from (differences, seeds, images)."""
+    return differences.mean(2), differences.mean(1)

@@ -88,7 +88,8 @@ class Found:
             for rule in self.rules
             if (gain := self.gain(task, rule))
         }
-        words = statistics.verdicts(list(gains.values()))
+        planned = len(self.tasks) * len(self.rules)
+        words = statistics.verdicts(list(gains.values()), planned)
         return dict(zip(gains, words, strict=True))
 
     def hurt(self, rule: str) -> list[str]:

@@ -40,7 +40,31 @@ def test_words():
     pairs = [one(1.0, 0.001), one(0.3, 0.03), one(-0.3, 0.04), one(0.1, 0.3)]
     words = [word for word, _ in statistics.verdicts(pairs)]
     assert words == ["gain", "suggestive", "suggestive loss", "no gain"]
-    assert statistics.smaller(pairs[0], pairs[1]) is pairs[1]
+
+
+def gain(mean, p):
+    return statistics.Gain(mean, 0.1, 0.0, p)
+
+
+def test_a_gain_is_one_over_every_base():
+    found = statistics.smallest([gain(0.5, 0.2), gain(0.3, 0.01)])
+    assert (found.mean, found.p) == (0.3, 0.2)
+
+
+def test_a_loss_may_be_one_over_any_base():
+    """The same base twice is one."""
+    found = statistics.smallest([gain(-0.3, 0.01), gain(0.1, 0.3), gain(-0.3, 0.01)])
+    assert (found.mean, found.p) == (-0.3, 0.02)
+    assert statistics.smallest([gain(-0.1, 0.4)] * 3).p == 0.4
+    assert statistics.smallest([gain(0.0, 0.7), gain(1, 0)]).p == 1
+
+
+def test_what_is_still_to_come_counts():
+    """One of 16 rows that is there is not certain because it came first."""
+    (alone,) = statistics.verdicts([gain(0.3, 0.03)])
+    (first,) = statistics.verdicts([gain(0.3, 0.03)], planned=16)
+    assert alone == ("gain", 0.03)
+    assert first == ("suggestive", pytest.approx(0.48))
 
 
 def test_one_bit_an_image_and_back():
