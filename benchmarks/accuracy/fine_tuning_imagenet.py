@@ -48,7 +48,7 @@ WHOLE, HEAD, SCRATCH = "whole network", "head alone", "from scratch"
 DECAY = fixed(1e-5)
 BASE = {
     WHOLE: {"lr": Axis((0.0005, 0.001, 0.002)), "decay": DECAY},
-    HEAD: {"lr": Axis((0.01, 0.02, 0.04)), "decay": Axis((0.003, 0.01, 0.03), 3)},
+    HEAD: {"lr": Axis((0.01, 0.02, 0.04)), "decay": Axis((0.003, 0.009, 0.027), 3)},
     SCRATCH: {"lr": Axis((0.01, 0.02, 0.04)), "decay": DECAY},
 }
 RHO = {

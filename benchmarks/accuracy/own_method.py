@@ -12,10 +12,12 @@ tuned:
 (`inside=True` of a method that takes its gradients itself.) Yours is tuned as SAM was,
 over rho, learning rate and decay on three tuning seeds; then base, SAM and yours run on
 ten new seeds. All of it on validation images: compare as often as you like, the test
-images stay closed. Some minutes on two cores.
+images stay closed. Its name is followed by a few digits of the file's hash: what an
+older file did is kept, and is not taken for the newer one's. Some minutes on two cores.
 """
 
 import dataclasses
+import hashlib
 import runpy
 import shutil
 from pathlib import Path
@@ -51,7 +53,8 @@ def compare(file: Path, out: Path, smoke: bool) -> None:
 
 
 def load(file: Path) -> tuple[Method, Axis]:
-    """What the file says; an error that says what is missing."""
+    """What the file says, under a name that changes when the file does; an error that
+    says what is missing."""
     found = runpy.run_path(str(file))
     missing = [name for name in ("METHOD", "RHO") if name not in found]
     if missing or not isinstance(found["METHOD"], Method):
@@ -65,7 +68,11 @@ def load(file: Path) -> tuple[Method, Axis]:
             f"{found['METHOD'].name!r} is a method of the library: give yours a name "
             "of its own, so that the two are told apart."
         )
-    return found["METHOD"], Axis(tuple(found["RHO"]))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:6]
+    named = dataclasses.replace(
+        found["METHOD"], name=f"{found['METHOD'].name} {digest}"
+    )
+    return named, Axis(tuple(found["RHO"]))
 
 
 def with_method(study: Study, method: Method, rho: Axis) -> Study:

@@ -1,6 +1,7 @@
 """The studies on MNIST: shares of a gain, tuning on several seeds, and all commands."""
 
 import dataclasses
+import re
 import subprocess
 
 import numpy as np
@@ -196,8 +197,17 @@ def test_a_method_of_ones_own_beside_sam(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(own_method, "SEEDS", (3000, 3001))
     said = run(which_method, monkeypatch, capsys, *options)
     assert "validation images" in said
-    mine = next(line for line in said.splitlines() if line.startswith("mine  "))
-    assert mine.count("±") == 4  # over the base, and over SAM
+    mine = next(line for line in said.splitlines() if line.count("±") == 4)
+    assert re.match(r"mine [0-9a-f]{6}  ", mine)  # over the base, and over SAM
+
+
+def test_another_file_is_another_method(tmp_path):
+    """Its runs are not those of the file that was there before."""
+    names = []
+    for text in (MINE, MINE, MINE.replace("setting.rho", "2 * setting.rho")):
+        (tmp_path / "my.py").write_text(text)
+        names.append(own_method.load(tmp_path / "my.py")[0].name)
+    assert names[0] == names[1] != names[2]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from committed import (
     gains_of,
+    of_sgd_over_adamw,
     over_its_own,
     over_sgd_at_sams_settings,
     resampled,
@@ -76,6 +77,9 @@ def test_every_mean_and_error_is_in_a_result(page, least):
     of_study |= {
         (f"{abs(mean):.2f}", f"{error:.2f}")
         for mean, error in over_sgd_at_sams_settings().values()
+    } | {
+        (f"{abs(one.mean):.2f}", f"{one.error:.2f}")
+        for one in of_sgd_over_adamw().values()
     }
     known = of_study | {
         (f"{abs(mean):.{digits}f}", f"{error:.{digits}f}")
@@ -209,8 +213,9 @@ def test_the_headline_is_that_of_the_json():
     lost = of_study(longer["chosen length"])
     assert f"with all right on MNIST {lost} over SGD trained for longer" in page
     assert f"plain SAM gained {of_study(sam['chosen length'])} points there" in page
-    assert f"SAM gained {wrong} points with 40 % of the labels wrong and" in page
-    assert f"wrong and {clean} with all right; with" in page
+    assert f"with SGD gained {wrong} points with 40 % of the labels wrong (" in page
+    adamw = of_study(of_sgd_over_adamw()["other_tasks_fashion"])
+    assert f"(over AdamW {adamw}) and {clean} with all right; with" in page
     assert f"in a shorter training m-SAM {of_study(short)}." in page
     assert found.verdicts()["AdamW", "m-SAM"].gain.mean > own.mean  # the smallest
     both = f"{smallest['SGD', 'm-SAM']} points with SGD, {of_study(own)} with AdamW"
@@ -252,6 +257,15 @@ def test_the_readmes_results_are_those_of_their_jsons():
         if (row["optimizer"], row["m"], row["choice"]) == ("sgd", 20, "best")
     )
     assert f"SGD loses by it: {written(best)} points" in page
+
+
+@resampled
+def test_the_better_base_is_adamws():
+    for name, said in (
+        ("climbs", "of AdamW nothing: {})"),
+        ("other_tasks_fashion", "over it SAM with SGD gains nothing ({})"),
+    ):
+        assert said.format(of_study(of_sgd_over_adamw()[name])) in flat(EVIDENCE)
 
 
 def test_the_base_was_never_tried_at_ten_epochs():
