@@ -68,11 +68,8 @@ def load(file: Path) -> tuple[Method, Axis]:
             f"{found['METHOD'].name!r} is a method of the library: give yours a name "
             "of its own, so that the two are told apart."
         )
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:6]
-    named = dataclasses.replace(
-        found["METHOD"], name=f"{found['METHOD'].name} {digest}"
-    )
-    return named, Axis(tuple(found["RHO"]))
+    name = f"{found['METHOD'].name} {hashlib.sha256(file.read_bytes()).hexdigest()[:6]}"
+    return dataclasses.replace(found["METHOD"], name=name), Axis(tuple(found["RHO"]))
 
 
 def with_method(study: Study, method: Method, rho: Axis) -> Study:
