@@ -70,6 +70,8 @@ def of_task(found: Results, task: str) -> Iterator[str]:
 
 def draw(found: Results, path: Path) -> None:
     """A panel for each task: its gains over the base at as many steps, SAM on top."""
+    if not found.tasks:
+        return
     count = max(len(found.methods(task)) for task in found.tasks)
     figure, axes = pictures.new(
         1.3 + 0.3 * count, 1, len(found.tasks), squeeze=False, sharex=True

@@ -64,7 +64,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=int, default=count, help=f"how many (default: all {count})"
     )
-    return report.parse(parser)
+    options = report.parse(parser)
+    if not 1 <= options.seeds <= count:
+        parser.error(f"--seeds {options.seeds}: there are {count}, take 1 to {count}")
+    return options
 
 
 if __name__ == "__main__":

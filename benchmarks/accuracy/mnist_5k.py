@@ -59,7 +59,7 @@ def study(
 
 
 TASKS = {one: Task(0.4, BASE[one], RHO, one.lower()) for one in (SGD, ADAMW)}
-# At 15 epochs the base is at its best: at half and at twice as many it is worse.
+# At 15 epochs SGD is at its best: at half and at twice as many it is worse.
 STUDY = study("mnist_5k", 15, TASKS, range(1000, 1010))
 
 

@@ -102,6 +102,8 @@ def answer(share: Share | None) -> str:
 def draw(found: Results, path: Path) -> None:
     """The gain that is hardest to have, over the base of the length chosen; the best
     on top, its cost at the right."""
+    if not found.tasks:
+        return
     task = found.tasks[0]
     names = [n for n in found.methods(task) if found.gains(task, n) is not None]
     gains = {name: found.gains(task, name)[results.LENGTH] for name in names}

@@ -1,5 +1,7 @@
 """The climbs that a study compares: closed forms, and all commands."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import optax
 import pytest
 
 import optax_sam
-from benchmarks.accuracy import climbs
+from benchmarks.accuracy import climbs, climbs_report, which_method_report
 from benchmarks.lib import fixed_sets, methods
 
 pytestmark = pytest.mark.slow  # a study's machinery, not the library
@@ -84,3 +86,9 @@ def test_all_commands_in_a_row(tmp_path, monkeypatch, capsys):
     assert said.count("over SAM ") == 2
     assert max(map(len, said[said.index("SGD  ") :].splitlines())) <= 80
     assert (tmp_path / "climbs_smoke.png").exists()
+
+
+@pytest.mark.parametrize("script", [climbs_report, which_method_report])
+def test_without_a_sound_network_nothing_is_drawn(script, tmp_path):
+    script.draw(SimpleNamespace(tasks=[]), tmp_path / "none.png")
+    assert not [*tmp_path.iterdir()]

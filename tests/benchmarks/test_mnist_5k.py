@@ -230,3 +230,11 @@ def test_settings_that_are_not_there_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", options)
     with pytest.raises(RuntimeError, match="--tune"):
         mnist_5k.main()
+
+
+@pytest.mark.parametrize("seeds", ["0", "11"])
+def test_seeds_that_are_not_there_are_refused(seeds, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["label_noise", "--seeds", seeds])
+    with pytest.raises(SystemExit):
+        label_noise.main()
+    assert "there are 10, take 1 to 10" in capsys.readouterr().err
