@@ -38,6 +38,11 @@ def check_number(name: str, number: Any) -> None:
             f"{np.shape(number)}. For one for each part, give each its own ascent by "
             f"optax.partition."
         )
+    if not jnp.issubdtype(np.asarray(number).dtype, np.number):  # nor a flag: True is 1
+        raise TypeError(
+            f"{name} says how far to climb, but {name} = {number!r} is no number. Give "
+            f"a number, an array of shape () or a schedule of the step: {name}=0.05."
+        )
     if not float(number) >= 0:
         raise ValueError(
             f"{name} must be non-negative, got {name} = {number}: it says how far to "

@@ -81,6 +81,13 @@ def test_negative_or_undefined_rho(name, rho):
     raises(["rho", f"{rho}", "non-negative"], lambda: MAKERS[name](rho=rho))
 
 
+@pytest.mark.parametrize("rho", ["0.05", True])
+@pytest.mark.parametrize("name", MAKERS)
+def test_no_number_for_rho(name, rho):
+    words = ["rho", repr(rho), "no number", "schedule"]
+    raises(words, lambda: MAKERS[name](rho=rho))
+
+
 @pytest.mark.parametrize("name", WITH_ORD)
 @pytest.mark.parametrize("ord", [0.5, 0, -1, -np.inf, float("nan")])
 def test_ord_below_one(name, ord):
