@@ -130,7 +130,7 @@ def regularizers(name):
     """A row for each technique beside SAM."""
     found, said = committed_study(name), "often said, rarely measured"
     squares = regularizers_report.complete(found) if found else {}
-    words = regularizers_report.verdicts(squares)
+    words = regularizers_report.words_of(found) if found else {}
     for technique, square in squares.items():
         numbers = (
             f"SAM {of(square.of_sam)}, the technique {of(square.of_technique)}, both "

@@ -89,7 +89,8 @@ def gains_of(found: Results):
     for task in found.tasks:
         for method in found.methods(task):
             yield from found.gains(task, method).values()
-            yield over_its_own(found, task, method)
+            if found.best_base(task) != task:  # else it is among them
+                yield over_its_own(found, task, method)
         if found.head["study"] == climbs.NAME:
             yield from climbs_report.over_sam(found, task).values()
 

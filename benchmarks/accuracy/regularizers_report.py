@@ -58,10 +58,11 @@ def square(found: Results, technique: str) -> Square | None:
     return Square(*map(statistics.of_differences, differences))
 
 
-def verdicts(squares: dict[str, Square]) -> dict[str, str]:
-    """A word for each, with Holm's correction over both differences of all."""
+def verdicts(squares: dict[str, Square], planned: int = 0) -> dict[str, str]:
+    """A word for each, with Holm's correction over both differences of all techniques
+    that are `planned`, or of these."""
     asked = [gain for one in squares.values() for gain in one[-2:]]
-    words = [word for word, _ in statistics.verdicts(asked)]
+    words = [word for word, _ in statistics.verdicts(asked, 2 * planned)]
     return {name: verdict(*words[2 * k : 2 * k + 2]) for k, name in enumerate(squares)}
 
 
@@ -82,6 +83,11 @@ def complete(found: Results) -> dict[str, Square]:
     """Of all techniques whose runs are there."""
     squares = {name: square(found, name) for name in techniques(found)}
     return {name: one for name, one in squares.items() if one}
+
+
+def words_of(found: Results) -> dict[str, str]:
+    """Those of what is there; what is still to come counts in the correction."""
+    return verdicts(complete(found), len(techniques(found)))
 
 
 # --- the table ----------------------------------------------------------------------
@@ -130,7 +136,7 @@ def strengths(found: Results) -> Iterator[str]:
 def squares(found: Results) -> Iterator[str]:
     names, words = (
         ("SAM", "technique", "both", "interaction"),
-        verdicts(complete(found)),
+        words_of(found),
     )
     yield f"{'technique':16}" + "".join(f"{name:>16}" for name in names)
     for technique in techniques(found):
@@ -149,8 +155,7 @@ def squares(found: Results) -> Iterator[str]:
 
 def draw(found: Results, path: Path) -> None:
     """What decides the verdict: the gain of both over the better one alone."""
-    rows = complete(found)
-    words = verdicts(rows)
+    rows, words = complete(found), words_of(found)
     figure, axes = pictures.new(1.4 + 0.42 * max(len(rows), 1))
     axes.axvline(0, color="#777777", lw=1.2)
     for place, (name, one) in enumerate(rows.items()):

@@ -160,6 +160,8 @@ def test_the_words_follow_the_rule():
 def test_one_technique_alone_needs_less():
     one = {"it": regularizers_report.Square(*map(gain, (1, 1, 1, 0.3, 0)))}
     assert regularizers_report.verdicts(one) == {"it": "complementary"}
+    of_six = regularizers_report.verdicts(one, planned=6)
+    assert of_six == {"it": "perhaps complementary"}
 
 
 def test_all_commands_in_a_row(tmp_path, monkeypatch, capsys):
