@@ -18,8 +18,8 @@ IMAGES = 2000
 OTHER = techniques.BY_NAME[techniques.SMOOTHING]
 LENGTHS = {"clean": 60, "40 % wrong": 8}  # where the base is best
 LR, DECAY = 0.4, 0.0015  # 0.4 lies beyond the grid of the start
-# Beyond it, inside of it, below it, and so far that the base is owed points.
-RHO = {"SAM": 0.4, "m-SAM": 0.1, "momentum SAM": 0.25, "ASAM": 64.0}
+# Beyond it, inside of it, below it, so far that the base is owed points, at its end.
+RHO = {"SAM": 0.4, "m-SAM": 0.1, "momentum SAM": 0.25, "ASAM": 64.0, "LookSAM": 0.2}
 METRIC = {"euclidean": 0.0, "manhattan": 2.0, "cosine": 1.0}
 
 
