@@ -29,7 +29,7 @@ from rich.table import Table
 
 from benchmarks.accuracy import flatness_picture
 from benchmarks.accuracy.flatness_picture import of_runs, with_role
-from benchmarks.lib import evaluation, report, training
+from benchmarks.lib import evaluation, report, statistics, training
 from benchmarks.lib.data import Split
 from benchmarks.lib.tasks import DIGITS, MNIST, Task
 from benchmarks.lib.training import Kind, Settings
@@ -265,7 +265,9 @@ def summarize(comparison: Comparison, runs: dict[Method, list[dict]]) -> dict:
     base, best = with_role(rows, "base"), with_role(rows, "best")
     for row in rows:
         row["summary"] = {
-            **{name: report.mean_and_error(of_runs(row, name)) for name in MEASURES},
+            **{
+                name: statistics.mean_and_error(of_runs(row, name)) for name in MEASURES
+            },
             "gain": gain(row, base, "test_accuracy"),
             "gain_over_best_length": gain(row, best, "test_accuracy"),
             "rise_over_base": gain(row, base, "rise"),
@@ -286,7 +288,7 @@ def gain(row: dict, other: dict, name: str) -> tuple[float, float] | None:
     """The difference seed by seed: data and initial weights are the same in a pair."""
     if row is other:
         return None
-    return report.mean_and_error(of_runs(row, name) - of_runs(other, name))
+    return statistics.mean_and_error(of_runs(row, name) - of_runs(other, name))
 
 
 def print_tables(result: dict, console: Console) -> None:

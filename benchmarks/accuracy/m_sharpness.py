@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.accuracy import m_sharpness_report
-from benchmarks.lib import evaluation, report, training
+from benchmarks.lib import evaluation, report, statistics, training
 from benchmarks.lib.tasks import MNIST
 from benchmarks.lib.training import Kind, Settings
 
@@ -117,15 +117,17 @@ def summarize(runs: list[dict], rhos) -> list[dict]:
             accuracy = values(runs, "test_accuracy", **here)
             flatness = values(runs, "lambda_max_held_out", **here)
             validation = values(runs, "validation_accuracy", **here)
-            gain = None if whole is None else report.mean_and_error(accuracy - whole)
+            gain = (
+                None if whole is None else statistics.mean_and_error(accuracy - whole)
+            )
             whole = accuracy if whole is None else whole
             rows.append(
                 {
                     **here,
                     "choice": choice,
-                    "validation_accuracy": report.mean_and_error(validation),
-                    "test_accuracy": report.mean_and_error(accuracy),
-                    "lambda_max_held_out": report.mean_and_error(flatness),
+                    "validation_accuracy": statistics.mean_and_error(validation),
+                    "test_accuracy": statistics.mean_and_error(accuracy),
+                    "lambda_max_held_out": statistics.mean_and_error(flatness),
                     "gain": gain,
                 }
             )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.lib import report
+from benchmarks.lib import statistics
 from benchmarks.lib.data import CLASSES
 from benchmarks.lib.runs import column
 
@@ -214,12 +214,12 @@ def claims(result: dict) -> list[dict]:
         except KeyError:
             rows.append(row | {"verdict": "not run"})
             continue
-        difference = report.mean_and_error(first - second)
+        difference = statistics.mean_and_error(first - second)
         rows.append(
             row
             | {
-                "first": report.mean_and_error(first),
-                "second": report.mean_and_error(second),
+                "first": statistics.mean_and_error(first),
+                "second": statistics.mean_and_error(second),
                 "difference": difference,
                 "verdict": verdict(difference),
             }

@@ -8,7 +8,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from benchmarks.accuracy.paper_claims import CONTROL, cell, looks, test
 from benchmarks.accuracy.paper_figures_report import NAMES, rise_names
-from benchmarks.lib import pictures, report
+from benchmarks.lib import pictures, report, statistics
 from benchmarks.lib.runs import column
 
 STYLES = {
@@ -42,7 +42,7 @@ def named(path: Path, name: str) -> Path:
 
 def band(axes: Axes, x, values: np.ndarray, **style) -> None:
     """The mean over seeds, within two standard errors."""
-    mean, error = np.array([report.mean_and_error(one) for one in values.T]).T
+    mean, error = np.array([statistics.mean_and_error(one) for one in values.T]).T
     axes.fill_between(
         x, mean - 2 * error, mean + 2 * error, color=style["color"], alpha=0.2, lw=0
     )
@@ -70,7 +70,7 @@ def climbs(axes: Axes, result: dict) -> str:
     names = list(result["chosen"])
     for place, name in enumerate(names):
         values = test(result, name)
-        mean, error = report.mean_and_error(values)
+        mean, error = statistics.mean_and_error(values)
         colour = STYLES.get(name, report.STYLES["control"])["color"]
         axes.plot(
             *(values, np.full(len(values), place + 0.25)),

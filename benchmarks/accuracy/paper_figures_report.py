@@ -5,14 +5,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.accuracy.paper_claims import CONTROL, cell, gap, measured, test
-from benchmarks.lib import report
+from benchmarks.lib import report, statistics
 from benchmarks.lib.runs import column
 
 NAMES = ("SGD", CONTROL, "SAM")  # whose trainings were lengthened
 
 
 def shown(values: np.ndarray, digits: int, sign: str = "") -> str:
-    return report.plus_minus(report.mean_and_error(values), digits, sign)
+    return report.plus_minus(statistics.mean_and_error(values), digits, sign)
 
 
 def print_tables(result: dict, console: Console) -> None:

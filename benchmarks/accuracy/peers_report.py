@@ -1,12 +1,12 @@
 """What peers.py found: ratios of times, means, and the tables."""
 
-import statistics
+from statistics import median
 
 import numpy as np
 from rich.console import Console
 
 from benchmarks.accuracy.peers_jobs import CONTRIB, OURS, SGD, TORCH, TORCH_SGD
-from benchmarks.lib import report
+from benchmarks.lib import report, statistics
 
 RATIOS = (
     (OURS, SGD),
@@ -38,9 +38,9 @@ def summary(result: dict) -> dict:
         made[name] = {"time_ratios": ratios(rows), "methods": {}}
         for method, row in rows.items():
             made[name]["methods"][method] = row and {
-                "steps_per_second": statistics.median(row["steps_per_second"]),
-                "test_accuracy": report.mean_and_error(row["test_accuracy"]),
-                "difference": report.mean_and_error(row["test_accuracy"] - ours),
+                "steps_per_second": median(row["steps_per_second"]),
+                "test_accuracy": statistics.mean_and_error(row["test_accuracy"]),
+                "difference": statistics.mean_and_error(row["test_accuracy"] - ours),
             }
     return made
 

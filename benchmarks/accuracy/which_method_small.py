@@ -43,7 +43,7 @@ import optax
 
 import optax_sam
 from benchmarks.accuracy import flatness, which_method_small_report
-from benchmarks.lib import evaluation, methods, report, training
+from benchmarks.lib import evaluation, methods, report, statistics, training
 from benchmarks.lib.data import Examples, Split, loaded
 from benchmarks.lib.networks import BATCH_NORM_MOMENTUM
 from benchmarks.lib.runs import product
@@ -440,15 +440,15 @@ def row(bench: Bench, chosen, cell: Cell, seeds: list[int]) -> dict:
         **cell.point._asdict(),
         "at_edge": tuned and edges(bench.grids[cell.task], cell),
         "validation_gain": (
-            report.mean_and_error(validation_gain(bench, chosen, cell))
+            statistics.mean_and_error(validation_gain(bench, chosen, cell))
             if tuned
             else None
         ),
-        "test_accuracy": report.mean_and_error(test(cell)),
-        "gain": report.mean_and_error(gain),
+        "test_accuracy": statistics.mean_and_error(test(cell)),
+        "gain": statistics.mean_and_error(gain),
         "share": gain.mean() / sam_gain.mean(),
         "share_interval": interval(gain, sam_gain),
-        "gain_over_best_length": report.mean_and_error(over_shorter),
+        "gain_over_best_length": statistics.mean_and_error(over_shorter),
     }
 
 
@@ -519,7 +519,7 @@ def alphas(bench: Bench) -> list[dict]:
                     "task": task,
                     "method": name,
                     **best.point._asdict(),
-                    "validation_accuracy": report.mean_and_error(values),
+                    "validation_accuracy": statistics.mean_and_error(values),
                 }
             )
     return rows

@@ -15,10 +15,10 @@ does not fit is printed as "not run". `--smoke` does both on any machine.
 
 import dataclasses
 import json
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 import optax_sam
-from benchmarks.lib import evaluation, models, report, training
+from benchmarks.lib import evaluation, models, report, statistics, training
 from benchmarks.lib.tasks import MNIST
 
 MINUTES = 8.0
@@ -294,8 +294,8 @@ def figures(one: Running, times: list[float], ratios: list[float]) -> dict:
         "status": "run",
         "parameters": models.count(one.state.params),
         "batch": len(one.batch[0]),
-        "milliseconds": statistics.median(times) * 1e3,
-        "ratio": statistics.median(ratios),
+        "milliseconds": median(times) * 1e3,
+        "ratio": median(ratios),
         "ratios": ratios,
         "temp_megabytes": memory.temp_size_in_bytes / 1e6,
         "state_megabytes": memory.argument_size_in_bytes / 1e6,
@@ -417,8 +417,8 @@ def print_surface(rows: list[dict]) -> None:
             np.array(row["validation"]).mean(1).argmax(),
         )
         fixed = row["rho"].index(0.05)
-        best = report.mean_and_error(100 * test[chosen])
-        at = report.mean_and_error(100 * test[fixed])
+        best = statistics.mean_and_error(100 * test[chosen])
+        at = statistics.mean_and_error(100 * test[fixed])
         print(
             f"{name}: rho 0.05 {report.plus_minus(at, 2)};"
             f" best rho (validation) {row['rho'][chosen]:g}"

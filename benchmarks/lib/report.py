@@ -8,7 +8,6 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -115,13 +114,6 @@ def progress_bar() -> Progress:
 
 
 # --- statistics ---------------------------------------------------------------------
-
-
-def mean_and_error(values: Iterable[float]) -> tuple[float, float]:
-    """The mean and its standard error (NaN for one value)."""
-    values = np.asarray(list(values), float)
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
-    return float(values.mean()), float(error)
 
 
 def plus_minus(pair: tuple[float, float] | None, digits: int, sign: str = "") -> str:

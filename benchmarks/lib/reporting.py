@@ -58,13 +58,21 @@ def together(threads: int, store: Store, missing: list[Key], work) -> None:
 
 
 def check(study: Study, settings: dict) -> None:
-    """The settings are those of this study, and their seeds none of the new ones."""
+    """The settings are those of this study, whole, and their seeds none of the new."""
     if settings["study"] != study.name:
         raise ValueError(
             f"These settings were chosen for the study {settings['study']!r}, and this "
             f"is {study.name!r}: give --settings the file that its --tune wrote."
         )
     check_seeds(study, settings)
+    for task, of in study.tasks.items():
+        rows = settings["tasks"].get(task, {"rows": {}})["rows"]
+        if missing := [name for name in ("base", *of.rho) if name not in rows]:
+            raise ValueError(
+                f"Of {task!r} nothing was chosen for {', '.join(missing)}, and a row "
+                "without settings cannot be reported: run --tune, which goes on from "
+                "what it has, and commit the file that it writes."
+            )
 
 
 def check_seeds(study: Study, settings: dict) -> None:

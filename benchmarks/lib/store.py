@@ -24,7 +24,6 @@ class Store:
         self.path = Path(path).resolve()
         name = hashlib.sha256(str(self.path).encode()).hexdigest()[:16]
         self._locks = Path(tempfile.gettempdir()) / f"optax_sam_runs_{name}"
-        self._locks.mkdir(exist_ok=True)
         self.head: dict = {}  # what the file says beside its runs
         self._runs: dict[str, dict] = {}
         self._read_at: tuple | None = None
@@ -92,6 +91,7 @@ class Store:
     def _lock(self, name: str, wait: bool = False) -> Iterator[bool]:
         """Whether it is ours; the system opens it when a process ends, however."""
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        self._locks.mkdir(exist_ok=True)
         with (self._locks / digest).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.lib import methods, report, runs, training, tuning_report
+from benchmarks.lib import methods, report, runs, statistics, training, tuning_report
 
 BASE, TWICE, BEST = "base", "base, 2x epochs", "base, best length"
 CONTROL = "micro-batches, ρ = 0"
@@ -240,7 +240,7 @@ def of_task(result: dict, task: str) -> list[dict]:
             | {
                 "points": len(grid),
                 "at_edge": runs.at_edge(grid, cell),
-                "test": report.mean_and_error(tests[name]),
+                "test": statistics.mean_and_error(tests[name]),
                 **{key: gain(tests, name, other) for key, other in OVER.items()},
             }
         )
@@ -251,7 +251,7 @@ def gain(tests: dict, name: str, other: str) -> tuple[float, float] | None:
     """The difference seed by seed; nothing for a method and itself."""
     if name == other or tests[other] is None:
         return None
-    return report.mean_and_error(tests[name] - tests[other])
+    return statistics.mean_and_error(tests[name] - tests[other])
 
 
 def main(plan: Plan, options: argparse.Namespace, name: str, title: str, work) -> None:

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.accuracy import flatness, flatness_picture
-from benchmarks.lib import evaluation, report, tasks, training
+from benchmarks.lib import evaluation, report, statistics, tasks, training
 from benchmarks.lib.data import Examples, split
 from benchmarks.lib.networks import Conv3x3
 from benchmarks.lib.training import Kind, Settings
@@ -151,7 +151,7 @@ def test_the_reported_means_are_those_of_the_reported_runs():
         for row in rows:
             said = row["summary"]
             for name in flatness.MEASURES:
-                again = report.mean_and_error(flatness.of_runs(row, name))
+                again = statistics.mean_and_error(flatness.of_runs(row, name))
                 np.testing.assert_allclose(said[name], again, rtol=1e-3)
             for name, other in (("gain", base), ("gain_over_best_length", best)):
                 again = flatness.gain(row, other, "test_accuracy")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy import climbs, paper_claims, paper_figures, peers, peers_report
-from benchmarks.lib import commands, fixed_sets, report, runs
+from benchmarks.lib import commands, fixed_sets, report, runs, statistics
 from benchmarks.lib.blind import Committed
 from benchmarks.lib.data import Examples
 from benchmarks.lib.study import Bench
@@ -26,7 +26,7 @@ def reported(name):
 def same(said, values):
     """A mean and its error, as the file rounds them."""
     np.testing.assert_allclose(
-        said, report.mean_and_error(values), rtol=1e-3, atol=1e-3
+        said, statistics.mean_and_error(values), rtol=1e-3, atol=1e-3
     )
 
 

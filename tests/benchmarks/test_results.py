@@ -211,6 +211,20 @@ def test_settings_of_another_study_or_of_a_seed_that_reports(settings, match):
         reporting.check(study, settings)
 
 
+@pytest.mark.parametrize(
+    ("tasks", "match"),
+    [
+        ({}, "'clean' nothing was chosen for base, SAM"),
+        ({"clean": {"rows": {"base": {}, "SAM": {}}}}, "for m-SAM, momentum SAM"),
+    ],
+)
+def test_settings_without_a_task_or_a_method(tasks, match):
+    study = fashion.full(fixed_sets.FASHION)
+    settings = {"study": "fashion", "tuning_seeds": [100], "tasks": tasks}
+    with pytest.raises(ValueError, match=match):
+        reporting.check(study, settings)
+
+
 def test_report_refuses_changed_settings(tmp_path, monkeypatch):
     path = tmp_path / "fashion.json"
     path.write_text(json.dumps({"study": "fashion"}))

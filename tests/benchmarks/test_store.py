@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import tempfile
 
 import pytest
 
@@ -29,6 +30,12 @@ def test_killed_at_any_time_only_the_run_in_progress_is_lost(tmp_path):
     assert [again.find(key)["value"] for key in KEYS] == [0, 1, 2, 3]
     assert again.find({"settings": {"lr": 0.1}, "seed": 3}) == {"value": 3}
     assert again.find({"settings": {"lr": 0.2}, "seed": 3}) is None
+
+
+def test_reading_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert Store(tmp_path / "runs.json").keys() == []
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_the_file_says_beside_its_runs_stays(tmp_path):
