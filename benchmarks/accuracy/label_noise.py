@@ -10,7 +10,7 @@ training images, the wrong labels, the initial weights and the order of the exam
 validation images with --tune, and committed.
 
 Prints a table, and writes label_noise_report.json, with every run, and label_noise.png.
-Five to eight minutes on two cores.
+Five to twelve minutes on two cores.
 """
 
 import argparse
