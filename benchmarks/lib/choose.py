@@ -5,8 +5,9 @@ twice as many, and at half or double the best while that is the longest or short
 method is searched over rho at the base's best learning rate and decay, or at all of the
 base's grid, and from the best of these over all three. A point counts by its mean over
 the tuning seeds. In the end the base, at both lengths that gains are taken
-over, is given as many points as the method that was tried most. Stages alternate
-between the tasks, so that what was run when the time is up is the same for all.
+over, is given as many points as the method that was tried most; if these find a better
+best for it, every method is searched from there as well. Stages alternate between the
+tasks, so that what was run when the time is up is the same for all.
 """
 
 from collections.abc import Callable
@@ -35,7 +36,7 @@ class Choice:
         stages += [
             lambda task, m=method: self.of_method(task, m) for method in study.methods
         ]
-        stages += [self.of_twice, self.of_fair_base, self.of_lengths]
+        stages += [self.of_twice, self.until_settled, self.of_lengths]
         for stage in stages:
             for task in study.tasks:
                 stage(task)
@@ -89,7 +90,10 @@ class Choice:
         def evaluate(points: list[Point]):
             return self.values(task, method, self.study.epochs, points)
 
-        self.methods[task, method] = search(axes, evaluate)
+        found = search(axes, evaluate)
+        if earlier := self.methods.get((task, method)):
+            found.tried += [(p, v) for p, v in earlier.tried if found.untried([p])]
+        self.methods[task, method] = found
 
     def around(self, task: str, found: Found) -> dict[str, Axis]:
         """The base's axes, with its best point alone to start at."""
@@ -101,6 +105,16 @@ class Choice:
     def of_twice(self, task: str) -> None:
         start = self.around(task, self.base[task, self.study.epochs])
         self.search_base(task, 2 * self.study.epochs, start)
+
+    def until_settled(self, task: str) -> None:
+        """If its last points find the base a better best, methods start there too."""
+        while True:
+            best = self.base[task, self.study.epochs].best
+            self.of_fair_base(task)
+            if self.base[task, self.study.epochs].best == best:
+                return
+            for method in self.study.methods:
+                self.of_method(task, method)
 
     def of_fair_base(self, task: str) -> None:
         most = max(len(f.tried) for (t, _), f in self.methods.items() if t == task)

@@ -10,7 +10,14 @@ from benchmarks.accuracy import fashion
 from benchmarks.lib import baselines, fixed_sets, reporting, techniques
 from benchmarks.lib.choose import Choice
 from benchmarks.lib.store import Store
-from benchmarks.lib.study import BASE, BASELINES, CHOSEN, TWICE, packed
+from benchmarks.lib.study import (
+    BASE,
+    BASELINES,
+    CHOSEN,
+    LENGTH_ROWS,
+    TWICE,
+    packed,
+)
 
 pytestmark = pytest.mark.slow  # a study's machinery, not the library
 
@@ -113,6 +120,39 @@ def test_the_nominated_method_is_the_best_on_validation(chosen, task):
 
 def fashion_methods():
     return fashion.full(fixed_sets.FASHION).methods
+
+
+class TwoHills(Bench):
+    """The base and all methods are best at a learning rate of 0.8, behind a valley; the
+    base finds it when it is given as many points as ASAM, whose rho lies far off."""
+
+    def work(self, key) -> dict:
+        settings = key["settings"]
+        if key["method"] in BASELINES:
+            return super().work(key)
+        near, far = away(settings["lr"], 0.1), away(settings["lr"], 0.8)
+        value = max(88 - near, 89 - 3 * far) - away(settings["decay"], DECAY)
+        if key["method"] != "base":
+            value -= away(settings["rho"], 2.0**6 if key["method"] == "ASAM" else 0.1)
+        return {"validation": value, "seconds": 0.0, "right": {"validation": ALL}}
+
+
+ALL = packed(np.ones(IMAGES, bool))
+
+
+def test_where_the_base_finds_a_better_best_at_last_methods_start_there_too(tmp_path):
+    choice = Choice(TwoHills(), Store(tmp_path / "runs.json"), tell=lambda line: None)
+    rows = choice.run()["tasks"]["clean"]["rows"]
+    assert {name: row["settings"]["lr"] for name, row in rows.items()} == dict.fromkeys(
+        rows, 0.8
+    )
+    assert all(row["at_edge"] == [] for row in rows.values())
+    most = max(row["points"] for name, row in rows.items() if name not in LENGTH_ROWS)
+    assert rows[BASE]["points"] >= min(most, REACHED)
+
+
+# All that lies within three steps of a best, on two axes.
+REACHED = 7 * 7
 
 
 @pytest.mark.parametrize(
