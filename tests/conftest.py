@@ -5,6 +5,7 @@ And the site, built once.
 
 import fcntl
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -45,6 +46,15 @@ def no_programs_of_other_modules():
     process, and in jax 0.10 one of float64 may be found where float32 is meant."""
     yield
     jax.clear_caches()
+
+
+DONE = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+    """The same in the middle of a long module."""
+    if next(DONE) % 250 == 0:
+        jax.clear_caches()
 
 
 @pytest.fixture
