@@ -40,7 +40,7 @@ class Kind:
 
     def of_length(self, steps: int) -> "Kind":
         """For so many steps, which only a method that starts late has to know."""
-        late = self.method.startswith("last")
+        late = methods.BY_NAME[self.method].late
         return dataclasses.replace(self, steps=steps) if late else self
 
 
@@ -123,8 +123,8 @@ def compiled(kind: Kind):
     method, technique = methods.BY_NAME[kind.method], kind.technique
 
     def transformation(settings: Settings, steps, key):
-        # A loop over sub-batches would make the convolutions slow.
-        options = {"unroll": True} if kind.method == "m-SAM" else {}
+        # Inside of a loop the convolutions would be slow.
+        options = {"unroll": True} if method.loops else {}
         schedule, start = late_start(kind, settings.lr)
         if technique.schedule:
             schedule = technique.schedule(settings.lr, steps, settings.strength)

@@ -43,7 +43,8 @@ class Method:
     """`gradients` is the mean per step, in gradients of the whole batch.
 
     `inside`: it takes its gradients itself, and wants the batch; `per_example`: and
-    one loss for each example. `skips`: some of its steps cost less than others.
+    one loss for each example. `loops`: over sub-batches. `skips`: some of its steps
+    cost less than others. `late`: it climbs in the last part of the training alone.
     """
 
     name: str
@@ -51,7 +52,9 @@ class Method:
     gradients: float
     inside: bool = False
     per_example: bool = False
+    loops: bool = False
     skips: bool = False
+    late: bool = False
 
 
 FIFTH = 1 + 1 / EVERY
@@ -64,6 +67,7 @@ METHODS = (
         lambda s: optax_sam.m_sam(s.rho, microbatch_size=s.m, **s.options),
         2,
         inside=True,
+        loops=True,
     ),
     Method("GSAM", lambda s: optax_sam.gsam(s.rho, **s.options), 2),
     Method("WSAM", lambda s: optax_sam.wsam(s.rho, **s.options), 2),
@@ -137,6 +141,7 @@ METHODS = (
         lambda s: optax_sam.sam(s.rho, when=from_step(s.start), **s.options),
         1 + TAIL,
         skips=True,
+        late=True,
     ),
     Method(
         "momentum SAM",

@@ -106,7 +106,7 @@ def compiled_epoch(losses, method: methods.Method, optimizer, m: int, at_once: i
     """
 
     def transformation(settings: training.Settings, steps):
-        options = {"at_once": at_once} if method.name == "m-SAM" else {}
+        options = {"at_once": at_once} if method.loops else {}
         setting = methods.Setting(settings.rho, m=m, options=options)
         behind = optimizer(settings, steps)
         return methods.transformation(method, setting, behind)

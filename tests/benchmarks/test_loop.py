@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.lib import loop, training
+import optax_sam
+from benchmarks.lib import loop, methods, training
 from benchmarks.lib.fixed_sets import Examples
 from benchmarks.lib.loop import Kind, Settings
 from benchmarks.lib.small_cnn import SmallCnn
@@ -122,3 +123,13 @@ def test_averages_are_those_of_the_training_images(monkeypatch):
     variances = np.mean([part.var((0, 1, 2)) for part in parts], axis=0)
     np.testing.assert_allclose(of["mean"], means, atol=1e-5)
     np.testing.assert_allclose(of["var"], variances, atol=1e-5)
+
+
+def test_only_a_method_that_starts_late_knows_the_length(monkeypatch):
+    mine = methods.Method("last word", lambda s: optax_sam.sam(s.rho), 2)
+    monkeypatch.setitem(methods.BY_NAME, mine.name, mine)
+    steps = {
+        name: Kind(None, name).of_length(10).steps
+        for name in ("base", "SAM", mine.name, "last 1/5 of steps")
+    }
+    assert steps == {"base": 0, "SAM": 0, mine.name: 0, "last 1/5 of steps": 10}
