@@ -26,6 +26,7 @@ def run(
     Of the committed settings only the tasks and methods of `study` are run.
     """
     check(study, permit.settings)
+    check_rows(study, permit.settings)
     bench = Bench(study, permit)
     store.describe(head(study, permit, bench))
     missing = [one for one in keys(store.head) if store.find(one) is None]
@@ -58,21 +59,13 @@ def together(threads: int, store: Store, missing: list[Key], work) -> None:
 
 
 def check(study: Study, settings: dict) -> None:
-    """The settings are those of this study, whole, and their seeds none of the new."""
+    """The settings are those of this study, and their seeds none of the new ones."""
     if settings["study"] != study.name:
         raise ValueError(
             f"These settings were chosen for the study {settings['study']!r}, and this "
             f"is {study.name!r}: give --settings the file that its --tune wrote."
         )
     check_seeds(study, settings)
-    for task, of in study.tasks.items():
-        rows = settings["tasks"].get(task, {"rows": {}})["rows"]
-        if missing := [name for name in ("base", *of.rho) if name not in rows]:
-            raise ValueError(
-                f"Of {task!r} nothing was chosen for {', '.join(missing)}, and a row "
-                "without settings cannot be reported: run --tune, which goes on from "
-                "what it has, and commit the file that it writes."
-            )
 
 
 def check_seeds(study: Study, settings: dict) -> None:
@@ -82,6 +75,18 @@ def check_seeds(study: Study, settings: dict) -> None:
             f"Seeds {sorted(both)} chose the settings and are among those that "
             f"report, {study.seeds}: report on seeds that chose nothing."
         )
+
+
+def check_rows(study: Study, settings: dict) -> None:
+    """All that the study runs was chosen."""
+    for task, of in study.tasks.items():
+        rows = settings["tasks"].get(task, {"rows": {}})["rows"]
+        if missing := [name for name in ("base", *of.rho) if name not in rows]:
+            raise ValueError(
+                f"Of {task!r} nothing was chosen for {', '.join(missing)}, and a row "
+                "without settings cannot be reported: run --tune, which goes on from "
+                "what it has, and commit the file that it writes."
+            )
 
 
 def head(study: Study, permit: Committed, bench: Bench) -> dict:

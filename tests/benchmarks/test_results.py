@@ -222,7 +222,7 @@ def test_settings_without_a_task_or_a_method(tasks, match):
     study = fashion.full(fixed_sets.FASHION)
     settings = {"study": "fashion", "tuning_seeds": [100], "tasks": tasks}
     with pytest.raises(ValueError, match=match):
-        reporting.check(study, settings)
+        reporting.check_rows(study, settings)
 
 
 def test_report_refuses_changed_settings(tmp_path, monkeypatch):
