@@ -92,7 +92,7 @@ class Choice:
 
         found = search(axes, evaluate)
         if earlier := self.methods.get((task, method)):
-            found.tried += [(p, v) for p, v in earlier.tried if found.untried([p])]
+            found.add([point for point, _ in earlier.tried], evaluate)
         self.methods[task, method] = found
 
     def around(self, task: str, found: Found) -> dict[str, Axis]:

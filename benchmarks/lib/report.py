@@ -1,4 +1,4 @@
-"""How the benchmarks show what they found: progress, statistics, JSON, colours."""
+"""How the benchmarks show what they found: progress, numbers, JSON, colours."""
 
 import argparse
 import importlib.metadata
@@ -113,7 +113,7 @@ def progress_bar() -> Progress:
     )
 
 
-# --- statistics ---------------------------------------------------------------------
+# --- numbers ------------------------------------------------------------------------
 
 
 def plus_minus(pair: tuple[float, float] | None, digits: int, sign: str = "") -> str:

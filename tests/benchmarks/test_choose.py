@@ -122,6 +122,10 @@ def fashion_methods():
     return fashion.full(fixed_sets.FASHION).methods
 
 
+ALL = packed(np.ones(IMAGES, bool))
+REACHED = 7 * 7  # all that lies within three steps of a best, on two axes
+
+
 class TwoHills(Bench):
     """The base and all methods are best at a learning rate of 0.8, behind a valley; the
     base finds it when it is given as many points as ASAM, whose rho lies far off."""
@@ -137,22 +141,13 @@ class TwoHills(Bench):
         return {"validation": value, "seconds": 0.0, "right": {"validation": ALL}}
 
 
-ALL = packed(np.ones(IMAGES, bool))
-
-
 def test_where_the_base_finds_a_better_best_at_last_methods_start_there_too(tmp_path):
     choice = Choice(TwoHills(), Store(tmp_path / "runs.json"), tell=lambda line: None)
     rows = choice.run()["tasks"]["clean"]["rows"]
-    assert {name: row["settings"]["lr"] for name, row in rows.items()} == dict.fromkeys(
-        rows, 0.8
-    )
+    assert {row["settings"]["lr"] for row in rows.values()} == {0.8}
     assert all(row["at_edge"] == [] for row in rows.values())
     most = max(row["points"] for name, row in rows.items() if name not in LENGTH_ROWS)
     assert rows[BASE]["points"] >= min(most, REACHED)
-
-
-# All that lies within three steps of a best, on two axes.
-REACHED = 7 * 7
 
 
 @pytest.mark.parametrize(
