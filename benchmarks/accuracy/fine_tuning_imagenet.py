@@ -52,9 +52,9 @@ BASE = {
     SCRATCH: {"lr": Axis((0.01, 0.02, 0.04)), "decay": DECAY},
 }
 RHO = {
-    "SAM": Axis((0.05, 0.1, 0.2), low=0.005),
-    "ASAM": Axis((0.5, 1.0, 2.0), low=0.05),
-    "m-SAM": Axis((0.05, 0.1, 0.2), low=0.005),
+    "SAM": Axis((0.05, 0.1, 0.2), low=0.0005),
+    "ASAM": Axis((0.5, 1.0, 2.0), low=0.005),
+    "m-SAM": Axis((0.05, 0.1, 0.2), low=0.0005),
 }
 
 
