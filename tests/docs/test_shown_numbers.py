@@ -1,5 +1,6 @@
 """Numbers on the pages of results are those of benchmarks/results/."""
 
+import json
 import re
 import textwrap
 from pathlib import Path
@@ -20,6 +21,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from benchmarks.accuracy import (
     climbs_report,
+    fashion,
     regularizers_report,
     which_method_report,
 )
@@ -38,6 +40,7 @@ TABLES = {
     "label_noise": results_table.table,
     "mnist_5k": results_table.table,
     "which_method": which_method_report.table,
+    "fashion": fashion.table,
 }
 OTHER_TASKS = ("other_tasks_few", "other_tasks_fashion", "other_tasks_mnist")
 EVIDENCE, COST = ROOT / "docs" / "evidence.md", ROOT / "docs" / "cost.md"
@@ -204,18 +207,24 @@ def test_the_headline_is_that_of_the_json():
     assert f"AdamW: {smallest['AdamW', 'm-SAM']} points" in page
     own, sam = over_its_own(found, "AdamW", "m-SAM"), found.gains("SGD", "SAM")
     assert f"and {of_study(own)} over AdamW at its best length" in page
-    wrong, clean = (
-        of_study(study("other_tasks_fashion").gains(task, "SAM")["chosen length"])
-        for task in ("Fashion MLP, 40 % wrong", "Fashion MLP, clean")
+    clean, wrong, mlp_clean, mlp_wrong = (
+        of_study(study(name).gains(task, "SAM")["chosen length"])
+        for name, task in (
+            ("fashion", "clean"),
+            ("fashion", "40 % wrong"),
+            ("other_tasks_fashion", "Fashion MLP, clean"),
+            ("other_tasks_fashion", "Fashion MLP, 40 % wrong"),
+        )
     )
     short = study("mnist_5k").gains("SGD", "m-SAM")["chosen length"]
     longer = study("other_tasks_mnist").gains("MNIST CNN, clean", "SAM")
     lost = of_study(longer["chosen length"])
     assert f"with all right on MNIST {lost} over SGD trained for longer" in page
     assert f"plain SAM gained {of_study(sam['chosen length'])} points there" in page
-    assert f"with SGD gained {wrong} points with 40 % of the labels wrong (" in page
+    assert f"length, {clean} points with all labels right and {wrong} with 40 %" in page
     adamw = of_study(of_sgd_over_adamw()["other_tasks_fashion"])
-    assert f"(over AdamW {adamw}) and {clean} with all right; with" in page
+    mlp = f"an MLP {mlp_clean} and {mlp_wrong}, but {adamw} over AdamW)"
+    assert mlp in page
     assert f"in a shorter training m-SAM {of_study(short)}." in page
     assert found.verdicts()["AdamW", "m-SAM"].gain.mean > own.mean  # the smallest
     both = f"{smallest['SGD', 'm-SAM']} points with SGD, {of_study(own)} with AdamW"
@@ -257,6 +266,28 @@ def test_the_readmes_results_are_those_of_their_jsons():
         if (row["optimizer"], row["m"], row["choice"]) == ("sgd", 20, "best")
     )
     assert f"SGD loses by it: {written(best)} points" in page
+
+
+def test_how_the_base_of_fashion_was_found():
+    """On validation images, around the old best and around the new one."""
+    runs = json.loads((ROOT / "benchmarks" / "runs" / "fashion.json").read_text())
+
+    def best(method, lr):
+        return max(
+            (run["found"]["validation"], run["key"]["settings"]["decay"])
+            for run in runs["runs"]
+            for key in [run["key"]]
+            if (key["task"], key["method"], key["epochs"]) == ("40 % wrong", method, 30)
+            and key["settings"]["lr"] == lr
+        )
+
+    page = flat(EVIDENCE)
+    (old, much), (new, little) = (best("base", lr) for lr in (0.1, 0.8))
+    assert f"much decay, at {old:.2f} % of the validation images" in page
+    assert f"searched from there, at {best('SAM', 0.1)[0]:.2f} %." in page
+    assert f"found {new:.2f} % at a learning rate of 0.8 and a ninth" in page
+    assert much == pytest.approx(9 * little)
+    assert f"as well, rose to {best('SAM', 0.8)[0]:.2f} %" in page
 
 
 @resampled
