@@ -51,12 +51,11 @@ BASE = {
     HEAD: {"lr": Axis((0.01, 0.02, 0.04)), "decay": Axis((0.003, 0.009, 0.027), 3)},
     SCRATCH: {"lr": Axis((0.01, 0.02, 0.04)), "decay": DECAY},
 }
-# A finer grid would choose by chance: the 2,000 images that choose know an accuracy to
-# 0.8 points.
+SMALL = (0.003125, 0.00625, 0.0125, 0.025, 0.05)  # with 0.05 it does not train
 RHO = {
-    "SAM": Axis((0.003125, 0.0125, 0.05), ratio=4, low=0.0001),
-    "ASAM": Axis((0.03125, 0.125, 0.5), ratio=4, low=0.001),
-    "m-SAM": Axis((0.003125, 0.0125, 0.05), ratio=4, low=0.0001),
+    "SAM": Axis(SMALL, low=0.0001),
+    "ASAM": Axis((0.0078125, 0.015625, 0.03125, 0.0625, 0.125), low=0.001),
+    "m-SAM": Axis(SMALL, low=0.0001),
 }
 
 
