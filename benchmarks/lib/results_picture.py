@@ -16,8 +16,9 @@ def draw(found: Results, path: Path) -> None:
     """A panel a task; nothing where nothing can be shown."""
     tasks = found.tasks
     figure, axes = pictures.new(3.6, 1, max(len(tasks), 1), squeeze=False)
+    rows = list(dict.fromkeys(row for task in tasks for row in found.methods(task)))
     for task, one in zip(tasks, axes[0], strict=False):
-        panel(one, found, task)
+        panel(one, found, task, rows)
     for one in axes[0, 1:]:
         one.tick_params(labelleft=False)
     figure.supxlabel(
@@ -27,10 +28,12 @@ def draw(found: Results, path: Path) -> None:
     pictures.save(figure, path)
 
 
-def panel(axes, found: Results, task: str) -> None:
-    """Means with two standard errors, seeds as dots, from the top down."""
-    rows = found.methods(task)
+def panel(axes, found: Results, task: str, rows: list[str]) -> None:
+    """Means with two standard errors, seeds as dots, from the top down: the rows of all
+    tasks, at the same height in each panel."""
     for height, row in enumerate(rows):
+        if row not in found.methods(task):
+            continue
         if found.gains(task, row) is None:
             axes.text(0, height, " not run", va="center", color="#777777")
             continue
