@@ -9,6 +9,7 @@ from committed import one_rule_again, one_run_again, study, untuned
 from benchmarks.accuracy import (
     climbs,
     fashion,
+    fine_tuning_imagenet,
     label_noise,
     mnist_5k,
     other_tasks,
@@ -23,6 +24,7 @@ ALL = (
     label_noise.STUDY,
     which_method.STUDY,
     *(one.full(fixed_sets.FASHION) for one in (climbs, regularizers, fashion)),
+    fine_tuning_imagenet.full(fixed_sets.FASHION),
     *other_tasks.studies(fixed_sets.FASHION),
 )
 REPORTED = {path.stem for path in report.RESULTS.glob("*_report.json")}
