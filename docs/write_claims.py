@@ -150,6 +150,7 @@ TABLES = {
     "other_tasks": study_gains(
         "other_tasks_mnist", "fashion", "other_tasks_fashion", "other_tasks_few"
     ),
+    "fine_tuning_imagenet": study_gains("fine_tuning_imagenet"),
     "fine_tuning": gains,
     "regularizers": regularizers,
 }

@@ -20,6 +20,7 @@ STUDIES = (
     "which_method",
     "climbs",
     "fashion",
+    "fine_tuning_imagenet",
     "other_tasks_fashion",
 )
 SIDE_BY_SIDE = ("complementary", "overlapping", "perhaps", "unclear")
@@ -159,7 +160,10 @@ def test_sams_radius_on_the_sounder_networks():
         found.rows(task)["SAM"]["settings"]["rho"]
         for found in map(study, (*STUDIES, "other_tasks_few", "other_tasks_mnist"))
         for task in found.tasks
+        if found.head["study"] != "fine_tuning_imagenet"
     ]
     assert len(radii) > 10
     assert sorted(set(radii)) == [0.025, 0.05, 0.1]
     assert radii.count(0.025) == 2
+    tuned = study("fine_tuning_imagenet").rows("whole network")["SAM"]["settings"]
+    assert f"of a whole network from ImageNet {tuned['rho']:.3f}" in text()

@@ -41,6 +41,7 @@ TABLES = {
     "mnist_5k": results_table.table,
     "which_method": which_method_report.table,
     "fashion": fashion.table,
+    "fine_tuning_imagenet": results_table.table,
 }
 OTHER_TASKS = ("other_tasks_few", "other_tasks_fashion", "other_tasks_mnist")
 EVIDENCE, COST = ROOT / "docs" / "evidence.md", ROOT / "docs" / "cost.md"
@@ -258,14 +259,30 @@ def test_the_readmes_results_are_those_of_their_jsons():
         (row["task"], row["method"]): row for row in result("fine_tuning")["summary"]
     }
     asam = written(rows["low-rank", "ASAM"]["gain"], "+")
+    imagenet = study("fine_tuning_imagenet").gains("whole network", "SAM")
+    lost = of_study(imagenet["equal gradients"])
+    assert f"ImageNet: SAM {lost} against twice the epochs." in page
     longer = written(rows["low-rank", "ASAM"]["gain_over_best_length"], "+")
-    assert f"low-rank adapters: ASAM {asam} points, {longer} over" in page
+    assert f"adapters, on digits: ASAM {asam} points, {longer} over" in page
     (best,) = (
         row["gain"]
         for row in result("m_sharpness")["summary"]
         if (row["optimizer"], row["m"], row["choice"]) == ("sgd", 20, "best")
     )
     assert f"SGD loses by it: {written(best)} points" in page
+
+
+def test_the_published_radius_did_not_train_the_whole_network():
+    path = ROOT / "benchmarks" / "runs" / "fine_tuning_imagenet.json"
+    found = [
+        run["found"]["validation"]
+        for run in json.loads(path.read_text())["runs"]
+        if (run["key"]["task"], run["key"]["method"]) == ("whole network", "SAM")
+        and run["key"]["settings"]["rho"] == 0.05
+    ]
+    assert len(found) == 3
+    assert max(found) <= 10
+    assert "(10 % of the validation images, at three learning rates)" in flat(EVIDENCE)
 
 
 def test_how_the_base_of_fashion_was_found():
