@@ -30,6 +30,14 @@ def study(name) -> Results:
     return found
 
 
+def searched(name, task, method, epochs):
+    """Settings and validation accuracy of each tuning run of a row of a study."""
+    store = Store(report.ROOT / "benchmarks" / "runs" / f"{name}.json")
+    for key in store.keys():
+        if (key["task"], key["method"], key["epochs"]) == (task, method, epochs):
+            yield key["settings"], store.find(key)["validation"]
+
+
 @functools.cache
 def shares_of_study() -> dict[tuple[str, str], str]:
     """What the nominated methods of which_method.py keep of SAM's gain, as pages show

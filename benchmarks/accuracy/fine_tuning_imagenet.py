@@ -51,7 +51,7 @@ BASE = {
     HEAD: {"lr": Axis((0.01, 0.02, 0.04)), "decay": Axis((0.003, 0.009, 0.027), 3)},
     SCRATCH: {"lr": Axis((0.01, 0.02, 0.04)), "decay": DECAY},
 }
-SMALL = (0.003125, 0.00625, 0.0125, 0.025, 0.05)  # with 0.05 it does not train
+SMALL = (0.003125, 0.00625, 0.0125, 0.025, 0.05)  # whole, 0.05 fails
 RHO = {
     "SAM": Axis(SMALL, low=0.0001),
     "ASAM": Axis((0.0078125, 0.015625, 0.03125, 0.0625, 0.125), low=0.001),

@@ -23,8 +23,10 @@ ALL = (
     mnist_5k.STUDY,
     label_noise.STUDY,
     which_method.STUDY,
-    *(one.full(fixed_sets.FASHION) for one in (climbs, regularizers, fashion)),
-    fine_tuning_imagenet.full(fixed_sets.FASHION),
+    *(
+        one.full(fixed_sets.FASHION)
+        for one in (climbs, regularizers, fashion, fine_tuning_imagenet)
+    ),
     *other_tasks.studies(fixed_sets.FASHION),
 )
 REPORTED = {path.stem for path in report.RESULTS.glob("*_report.json")}

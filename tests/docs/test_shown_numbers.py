@@ -1,6 +1,5 @@
 """Numbers on the pages of results are those of benchmarks/results/."""
 
-import json
 import re
 import textwrap
 from pathlib import Path
@@ -13,6 +12,7 @@ from committed import (
     over_sgd_at_sams_settings,
     resampled,
     result,
+    searched,
     shares_of_study,
     study,
     untuned,
@@ -224,8 +224,7 @@ def test_the_headline_is_that_of_the_json():
     assert f"plain SAM gained {of_study(sam['chosen length'])} points there" in page
     assert f"length, {clean} points with all labels right and {wrong} with 40 %" in page
     adamw = of_study(of_sgd_over_adamw()["other_tasks_fashion"])
-    mlp = f"an MLP {mlp_clean} and {mlp_wrong}, but {adamw} over AdamW)"
-    assert mlp in page
+    assert f"an MLP {mlp_clean} and {mlp_wrong}, but {adamw} over AdamW)" in page
     assert f"in a shorter training m-SAM {of_study(short)}." in page
     assert found.verdicts()["AdamW", "m-SAM"].gain.mean > own.mean  # the smallest
     both = f"{smallest['SGD', 'm-SAM']} points with SGD, {of_study(own)} with AdamW"
@@ -273,13 +272,8 @@ def test_the_readmes_results_are_those_of_their_jsons():
 
 
 def test_the_published_radius_did_not_train_the_whole_network():
-    path = ROOT / "benchmarks" / "runs" / "fine_tuning_imagenet.json"
-    found = [
-        run["found"]["validation"]
-        for run in json.loads(path.read_text())["runs"]
-        if (run["key"]["task"], run["key"]["method"]) == ("whole network", "SAM")
-        and run["key"]["settings"]["rho"] == 0.05
-    ]
+    runs = searched("fine_tuning_imagenet", "whole network", "SAM", 5)
+    found = [accuracy for settings, accuracy in runs if settings["rho"] == 0.05]
     assert len(found) == 3
     assert max(found) <= 10
     assert "(10 % of the validation images, at three learning rates)" in flat(EVIDENCE)
@@ -287,15 +281,12 @@ def test_the_published_radius_did_not_train_the_whole_network():
 
 def test_how_the_base_of_fashion_was_found():
     """On validation images, around the old best and around the new one."""
-    runs = json.loads((ROOT / "benchmarks" / "runs" / "fashion.json").read_text())
 
     def best(method, lr):
         return max(
-            (run["found"]["validation"], run["key"]["settings"]["decay"])
-            for run in runs["runs"]
-            for key in [run["key"]]
-            if (key["task"], key["method"], key["epochs"]) == ("40 % wrong", method, 30)
-            and key["settings"]["lr"] == lr
+            (accuracy, settings["decay"])
+            for settings, accuracy in searched("fashion", "40 % wrong", method, 30)
+            if settings["lr"] == lr
         )
 
     page = flat(EVIDENCE)
