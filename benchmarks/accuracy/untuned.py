@@ -13,14 +13,14 @@ them stand SAM and ASAM, tuned. Three commands, in this order, after other_tasks
     python -m benchmarks.accuracy.untuned            # table and picture of the JSON
 
 --report refuses rules that are not committed, or are not these. Kill it at any time and
-start it again, twice if there are two cores. An hour or so, and two more when the
-settings of fashion.py are there.
+start it again, twice if there are two cores. An hour or so, two more for the tasks of
+fashion.py, and as many for those of fine_tuning_imagenet.py.
 
 Nothing is tuned twice: all settings but the rules' numbers are those that the studies
-on the fixed sets chose blind, other_tasks.py, mnist_5k.py, label_noise.py and
-fashion.py. Those of the two tasks that choose have to be there for --tune; what else is
-not there yet is taken up when it is, and the rules are frozen by then. A task whose
-base does not beat both baselines is not shown.
+on the fixed sets chose blind, other_tasks.py, mnist_5k.py, label_noise.py, fashion.py
+and fine_tuning_imagenet.py. Those of the two tasks that choose have to be there for
+--tune; what else is not there yet is taken up when it is, and the rules are frozen by
+then. A task whose base does not beat both baselines is not shown.
 
 Before any run that reports it was fixed what is said of a rule: that it keeps most of
 the gain, if its median share of tuned SAM's gain is more than half (over the tasks that
@@ -31,7 +31,13 @@ hurts, if its gain over the base is negative after Holm's correction within the 
 import dataclasses
 from pathlib import Path
 
-from benchmarks.accuracy import fashion, label_noise, mnist_5k, other_tasks
+from benchmarks.accuracy import (
+    fashion,
+    fine_tuning_imagenet,
+    label_noise,
+    mnist_5k,
+    other_tasks,
+)
 from benchmarks.lib import commands, rehearsal, report, untuned_runs
 from benchmarks.lib.commands import tell
 from benchmarks.lib.grids import Axis, fixed
@@ -53,6 +59,7 @@ def plan(folder: Path) -> Plan:
     smaller = [with_seeds(study) for study in other_tasks.studies(folder)]
     short, long = with_seeds(mnist_5k.STUDY), with_seeds(label_noise.STUDY)
     large = with_seeds(fashion.full(folder), FEWER)
+    tuned = with_seeds(fine_tuning_imagenet.full(folder), FEWER)
     return Plan(
         NAME,
         places={
@@ -67,6 +74,9 @@ def plan(folder: Path) -> Plan:
             "MNIST CNN, 40 %, longer, AdamW": its_own(long, label_noise.ADAMW),
             "Fashion CNN, clean": its_own(large, "clean"),
             "Fashion CNN, 40 % wrong": its_own(large, "40 % wrong"),
+            "EfficientNet, head alone": its_own(tuned, fine_tuning_imagenet.HEAD),
+            "EfficientNet, fine-tuned": its_own(tuned, fine_tuning_imagenet.WHOLE),
+            "EfficientNet, from scratch": its_own(tuned, fine_tuning_imagenet.SCRATCH),
         },
         choosing=("MNIST CNN, 40 % wrong", "Fashion MLP, clean"),
     )

@@ -14,6 +14,7 @@ from untuned_plan import PLAN, ROWS, frozen_rules
 import optax_sam
 from benchmarks.accuracy import (
     fashion,
+    fine_tuning_imagenet,
     label_noise,
     mnist_5k,
     other_tasks,
@@ -212,6 +213,7 @@ def test_a_method_that_was_not_tuned_has_no_row():
 def test_the_seeds_that_report_are_new():
     others = [mnist_5k.STUDY, label_noise.STUDY, which_method.STUDY]
     others += [fashion.full(fixed_sets.FASHION)]
+    others += [fine_tuning_imagenet.full(fixed_sets.FASHION)]
     others += other_tasks.studies(fixed_sets.FASHION)
     seen = {seed for one in others for seed in (*one.seeds, *one.tuning_seeds)}
     assert not seen & {*untuned.SEEDS}
@@ -227,10 +229,16 @@ def test_eight_tasks_or_more_and_two_that_choose():
     assert {*PLAN.choosing} <= {*PLAN.places}
 
 
+def test_a_large_network_and_fine_tuning_are_among_the_tasks():
+    names = {place.settings for place in PLAN.places.values()}
+    assert {"fashion", "fine_tuning_imagenet"} <= names
+
+
 def test_what_tuned_a_place_is_the_study_that_its_settings_name():
     """All but the seeds that report; so nothing is tuned twice."""
     folder = fixed_sets.FASHION
     studies = [mnist_5k.STUDY, label_noise.STUDY, fashion.full(folder)]
+    studies += [fine_tuning_imagenet.full(folder)]
     by_name = {one.name: one for one in (*studies, *other_tasks.studies(folder))}
     for place in PLAN.places.values():
         study = by_name[place.settings]
