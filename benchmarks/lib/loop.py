@@ -214,7 +214,8 @@ def chunks(model: nn.Module, data: Examples):
 
 
 def averaged(model: nn.Module, params, data: Examples) -> Network:
-    """The network with BatchNorm's averages over the training images."""
+    """The network with BatchNorm's averages over the training images: the mean of
+    those of the chunks, in which a last one of fewer images counts as much."""
     found = [statistics(model)(params, part.images) for part in chunks(model, data)]
     return Network(
         params, jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
