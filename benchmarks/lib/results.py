@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.lib import methods, report, reporting, statistics
 from benchmarks.lib.statistics import Gain
-from benchmarks.lib.store import Store
+from benchmarks.lib.store import Key, Store
 from benchmarks.lib.study import BASE, CHOSEN, LENGTH_ROWS, unpacked
 
 STEPS, GRADIENTS, LENGTH = "equal steps", "equal gradients", "chosen length"
@@ -33,11 +33,45 @@ class Verdict(NamedTuple):
     p: float
 
 
-class Results:
-    """Of one file; `tasks` are those whose network is sound."""
+class Report:
+    """The runs of one file, by task and row. Which they are, a subclass says."""
 
     def __init__(self, store: Store):
         self.store, self.head = store, store.head
+
+    def keys(self, task: str, row: str) -> list[Key]:
+        """One for each seed, in their order."""
+        raise NotImplementedError
+
+    def images(self, task: str, part: str) -> int:
+        """How many there are in a test set."""
+        raise NotImplementedError
+
+    def runs(self, task: str, row: str) -> list[dict]:
+        """Those that are there, in the order of the seeds."""
+        keys = self.keys(task, row)
+        return [found for key in keys if (found := self.store.find(key))]
+
+    def complete(self, task: str, row: str) -> bool:
+        return len(self.runs(task, row)) == len(self.keys(task, row))
+
+    def right(self, task: str, row: str, part: str = "test") -> np.ndarray:
+        """Per-image correctness, (seeds, images)."""
+        count = self.images(task, part)
+        packed = [found["right"][part] for found in self.runs(task, row)]
+        return np.stack([unpacked(text, count) for text in packed])
+
+    def accuracy(self, task: str, row: str, part: str = "test") -> Accuracy:
+        right = 100 * self.right(task, row, part).astype(float)
+        mean, seeds = statistics.mean_and_error(right.mean(1))
+        return Accuracy(mean, seeds, statistics.error_of_images(right.mean(0)))
+
+
+class Results(Report):
+    """Of one study; `tasks` are those whose network is sound."""
+
+    def __init__(self, store: Store):
+        super().__init__(store)
         found = self.head["settings"]["tasks"]
         self.tasks = [task for task, of in found.items() if of["sound"]]
         self.unsound = [task for task, of in found.items() if not of["sound"]]
@@ -45,36 +79,21 @@ class Results:
     def rows(self, task: str) -> dict[str, dict]:
         return reporting.rows(self.head["settings"]["tasks"][task])
 
+    def keys(self, task: str, row: str) -> list[Key]:
+        chosen, seeds = self.rows(task)[row], self.head["seeds"]
+        return [reporting.key(self.head, task, chosen, seed) for seed in seeds]
+
+    def images(self, task: str, part: str) -> int:
+        return self.head["images"][part]
+
     def methods(self, task: str) -> list[str]:
         """What gains are taken of."""
         rows = self.head["settings"]["tasks"][task]["rows"]
         return [name for name in rows if name not in (*LENGTH_ROWS, CHOSEN)]
 
-    def runs(self, task: str, row: str) -> list[dict]:
-        """Those that are there, in the order of the seeds."""
-        chosen = self.rows(task)[row]
-        keys = [
-            reporting.key(self.head, task, chosen, seed) for seed in self.head["seeds"]
-        ]
-        return [found for key in keys if (found := self.store.find(key))]
-
-    def complete(self, task: str, row: str) -> bool:
-        return len(self.runs(task, row)) == len(self.head["seeds"])
-
-    def right(self, task: str, row: str, part: str = "test") -> np.ndarray:
-        """Per-image correctness, (seeds, images)."""
-        count = self.head["images"][part]
-        packed = [found["right"][part] for found in self.runs(task, row)]
-        return np.stack([unpacked(text, count) for text in packed])
-
     def mean(self, task: str, row: str, what: str) -> float:
         """Over the seeds, of a number that each run has."""
         return float(np.mean([found[what] for found in self.runs(task, row)]))
-
-    def accuracy(self, task: str, row: str, part: str) -> Accuracy:
-        right = 100 * self.right(task, row, part).astype(float)
-        mean, seeds = statistics.mean_and_error(right.mean(1))
-        return Accuracy(mean, seeds, statistics.error_of_images(right.mean(0)))
 
     # --- gains ----------------------------------------------------------------------
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks.lib import statistics, untuned_runs
-from benchmarks.lib.results import Accuracy
+from benchmarks.lib.results import Report
 from benchmarks.lib.results_table import MARKS, NOT_RUN, WIDTH, plain, signed
 from benchmarks.lib.statistics import LOSS, NONE, Gain
-from benchmarks.lib.store import Store
-from benchmarks.lib.study import BASE, unpacked
+from benchmarks.lib.store import Key, Store
+from benchmarks.lib.study import BASE
 from benchmarks.lib.untuned_runs import TUNED
 
 WHOLE = next(iter(TUNED))  # the row that shares are taken of
@@ -24,37 +24,23 @@ CELL = 8  # characters
 MOST = 0.5  # of its gain; fixed before any run that reported
 
 
-class Found:
+class Found(Report):
     """Of one file; `tasks` are those whose network is sound."""
 
     def __init__(self, store: Store):
-        self.store, self.head = store, store.head
+        super().__init__(store)
         self.tasks = [name for name, of in self.head["tasks"].items() if of["sound"]]
         self.rules = list(self.head["rules"])
 
     def rows(self, task: str) -> dict[str, dict]:
         return self.head["tasks"][task]["rows"]
 
-    def runs(self, task: str, row: str) -> list[dict]:
-        """Those that are there, in the order of the seeds."""
+    def keys(self, task: str, row: str) -> list[Key]:
         seeds = self.head["tasks"][task]["seeds"]
-        keys = [untuned_runs.key(self.head, task, row, seed) for seed in seeds]
-        return [found for key in keys if (found := self.store.find(key))]
+        return [untuned_runs.key(self.head, task, row, seed) for seed in seeds]
 
-    def complete(self, task: str, row: str) -> bool:
-        return len(self.runs(task, row)) == len(self.head["tasks"][task]["seeds"])
-
-    @functools.cache  # noqa: B019 one object a process
-    def right(self, task: str, row: str) -> np.ndarray:
-        """Per-image correctness, (seeds, images)."""
-        count = self.head["tasks"][task]["images"]
-        runs = self.runs(task, row)
-        return np.stack([unpacked(found["right"]["test"], count) for found in runs])
-
-    def accuracy(self, task: str, row: str) -> Accuracy:
-        right = 100 * self.right(task, row).astype(float)
-        mean, seeds = statistics.mean_and_error(right.mean(1))
-        return Accuracy(mean, seeds, statistics.error_of_images(right.mean(0)))
+    def images(self, task: str, part: str) -> int:
+        return self.head["tasks"][task]["images"]
 
     def gain(self, task: str, row: str) -> Gain | None:
         """Over the base; None before all runs of both are there."""
@@ -125,7 +111,7 @@ def of_task(found: Found, task: str) -> Iterator[str]:
 
 
 def of_row(found: Found, task: str, row: str) -> str:
-    done, seeds = len(found.runs(task, row)), len(found.head["tasks"][task]["seeds"])
+    done, seeds = len(found.runs(task, row)), len(found.keys(task, row))
     if done < seeds:
         return f"{f'{done} of {seeds} seeds' if done else NOT_RUN:>16}"
     if row == BASE:
