@@ -9,7 +9,6 @@ become MathML, which browsers draw themselves.
 
 import html
 import re
-import sys
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -26,13 +25,11 @@ LIMITS = re.compile(r"\\(max|min)_")
 
 
 def on_files(files, config):
-    """Add the pictures of the benchmarks, and those that the library draws now."""
+    """Add the pictures of the benchmarks."""
     for path in sorted(RESULTS.glob("*.png")):
         files.append(
             File.generated(config, f"results/{path.name}", abs_src_path=str(path))
         )
-    for name, content in pictures().items():
-        files.append(File.generated(config, f"pictures/{name}", content=content))
     return files
 
 
@@ -72,14 +69,3 @@ def mathml(_, inline, block):
         return convert(tex)
     tex = LIMITS.sub(r"\\\1\\limits_", tex)
     return f'<div class="formula">{convert(tex, display="block")}</div>'
-
-
-def pictures():
-    folders = [str(DOCS), str(DOCS.parent)]
-    sys.path[:0] = folders
-    try:
-        import pictures as drawn
-    finally:
-        for folder in folders:
-            sys.path.remove(folder)
-    return drawn.draw()

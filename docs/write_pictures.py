@@ -1,20 +1,19 @@
-"""The pictures of the pages, drawn by the library itself while the site is built.
+"""The pictures in docs/pictures, drawn by the library itself.
 
-To look at them: `PYTHONPATH=. python docs/pictures.py FOLDER`.
+python -m docs.write_pictures
 """
 
-import sys
-import tempfile
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
-import sharpness_pictures
 from matplotlib.patches import Circle
+from PIL import Image
 
 import optax_sam
 from benchmarks.lib.pictures import new, save
+from docs import sharpness_pictures
 from optax_sam import measure, plot
 
 jax.config.update("jax_platforms", "cpu")
@@ -23,13 +22,20 @@ jax.config.update("jax_platforms", "cpu")
 CLIMB, UP_THERE, SAM, PLAIN = "#D55E00", "#CC79A7", "white", "black"
 
 
-def draw():
-    """The name and the PNG of every picture, on white and for dark pages."""
+def draw(folder: Path) -> None:
+    """Every picture, on white and for dark pages."""
     own = {one.__name__: one for one in (two_valleys, one_step, two_paths, many_climbs)}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, picture in {**own, **sharpness_pictures.ALL}.items():
-            save(picture(), Path(folder, f"{name}.png"))
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    for name, picture in {**own, **sharpness_pictures.ALL}.items():
+        save(picture(), folder / f"{name}.png")
+        for path in folder.glob(f"{name}*.png"):
+            with_few_colours(path)
+
+
+def with_few_colours(path: Path) -> None:
+    """A third of the bytes, and no difference to be seen."""
+    with Image.open(path) as image:
+        fewer = image.quantize(256, dither=Image.Dither.NONE)
+    fewer.save(path, optimize=True)
 
 
 def two_valleys():
@@ -178,5 +184,4 @@ def note(ax, place, text, offset):
 
 
 if __name__ == "__main__":
-    for name, content in draw().items():
-        Path(sys.argv[1], name).write_bytes(content)
+    draw(Path(__file__).parent / "pictures")
