@@ -59,7 +59,7 @@ def measure(study: Study, options: argparse.Namespace) -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = commands.parser(__doc__, "label_noise", "label_noise_report.json")
+    parser = commands.parser(__doc__, "label_noise")
     count = len(STUDY.seeds)
     parser.add_argument(
         "--seeds", type=int, default=count, help=f"how many (default: all {count})"

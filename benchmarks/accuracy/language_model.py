@@ -163,7 +163,7 @@ def smoke(options: argparse.Namespace) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = commands.parser(__doc__, NAME)
+    parser = commands.parser(__doc__, NAME, studies=())
     add = parser.add_argument
     add("--time", action="store_true", help="measure how long it takes, train nothing")
     add("--minutes", type=resume.minutes, default=9.0, help="of this part (default 9)")

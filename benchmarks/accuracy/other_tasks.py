@@ -144,7 +144,8 @@ def begun(whole: tuple[Study, ...], out: Path) -> tuple[Study, ...]:
 
 
 def parse() -> argparse.Namespace:
-    parser = commands.parser_with_data(__doc__, NAME)
+    names = [one.name for one in studies(fixed_sets.FASHION)]
+    parser = commands.parser_with_data(__doc__, NAME, names)
     parser.set_defaults(settings=commands.SETTINGS)
     return report.parse(parser)
 

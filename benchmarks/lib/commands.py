@@ -6,7 +6,7 @@ so that both stay small, and `<name>.png` is its picture.
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.lib import fixed_sets, rehearsal, report, reporting
@@ -23,11 +23,12 @@ Table = Callable[[Results], str]
 
 
 def parser(
-    description: str, name: str, result: str | None = None
+    description: str, name: str, studies: Sequence[str] | None = None
 ) -> argparse.ArgumentParser:
-    """The options of every study; a script may add its own. With the name of a
-    committed `result` there is a --redraw."""
-    made = report.parser(description, result)
+    """The options of every study; a script may add its own. `studies` are those of
+    which a report is committed, if they are not the one of this name."""
+    studies = (name,) if studies is None else studies
+    made = report.parser(description, *(f"{one}_report.json" for one in studies))
     made.add_argument("--settings", type=Path, default=SETTINGS / f"{name}.json")
     what = made.add_mutually_exclusive_group()
     what.add_argument(
@@ -39,9 +40,11 @@ def parser(
     return made
 
 
-def parser_with_data(description: str, name: str) -> argparse.ArgumentParser:
+def parser_with_data(
+    description: str, name: str, studies: Sequence[str] | None = None
+) -> argparse.ArgumentParser:
     """The same with --data, the folder of Fashion-MNIST."""
-    made = parser(description, name)
+    made = parser(description, name, studies)
     made.add_argument("--data", type=Path, default=fixed_sets.FASHION)
     return made
 

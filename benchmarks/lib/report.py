@@ -27,6 +27,7 @@ import optax_sam
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"  # committed: what the pages tell of
 OUT = ROOT / "out"  # ignored by git
+WORK = ("smoke", "tune", "report")  # options that --redraw cannot stand beside
 PACKAGES = "jax jaxlib optax flax numpy scikit-learn mlxtend matplotlib".split()
 
 # Okabe and Ito's palette, safe for the colour-blind: one colour for each method in all
@@ -43,12 +44,13 @@ STYLES = {
 }
 
 
-def parser(description: str, result: str | None = None) -> argparse.ArgumentParser:
-    """The options that scripts share: where to write, and how much to do."""
+def parser(description: str, *results: str) -> argparse.ArgumentParser:
+    """The options that scripts share: where to write, and how much to do. With the
+    names of committed results there is a --redraw."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.set_defaults(result=result, redraw=False)
+    made.set_defaults(results=results, redraw=False)
     made.add_argument(
         "--out",
         type=Path,
@@ -60,12 +62,12 @@ def parser(description: str, result: str | None = None) -> argparse.ArgumentPars
         action="store_true",
         help="the whole path on tiny sizes in seconds (default folder out/smoke)",
     )
-    if result is not None:
+    if results:
         made.add_argument(
             "--redraw",
             action="store_true",
-            help=f"measure nothing: show what {result} in --out holds, or without "
-            "--out the committed one, from a copy in out/redrawn",
+            help=f"measure nothing: show what {' and '.join(results)} in --out holds, "
+            "or without --out what is committed, from a copy in out/redrawn",
         )
     return made
 
@@ -73,6 +75,9 @@ def parser(description: str, result: str | None = None) -> argparse.ArgumentPars
 def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
     """The options given, with a folder to write to that is there."""
     options = made.parse_args()
+    others = [name for name in WORK if getattr(options, name, False)]
+    if options.redraw and others:
+        made.error(f"--redraw measures nothing: leave it or --{others[0]} out")
     if options.out is None:
         options.out = default_folder(options)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -85,12 +90,13 @@ def default_folder(options: argparse.Namespace) -> Path:
     if options.redraw:
         folder = OUT / "redrawn"
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(RESULTS / options.result, folder / options.result)
+        for name in options.results:
+            shutil.copyfile(RESULTS / name, folder / name)
         return folder
     if options.smoke:
         folder = OUT / "smoke"
-        if options.result:  # a script that resumes would find everything done
-            (folder / options.result).unlink(missing_ok=True)
+        for name in options.results:  # a script that resumes would find all done
+            (folder / name).unlink(missing_ok=True)
         return folder
     return OUT
 

@@ -1,6 +1,7 @@
 """What every study by the rules has committed: its settings, its rows, and its runs."""
 
 import hashlib
+import importlib
 import json
 
 import pytest
@@ -18,6 +19,7 @@ from benchmarks.accuracy import (
 )
 from benchmarks.accuracy import untuned as rules_for_rho
 from benchmarks.lib import commands, fixed_sets, report
+from benchmarks.lib.store import Store
 
 ALL = (
     mnist_5k.STUDY,
@@ -71,6 +73,53 @@ def test_the_rules_and_what_they_stand_on_are_committed():
         path = commands.SETTINGS / f"{of['settings']}.json"
         assert of["settings_blob"] == blob(path)
     assert found.everything()
+
+
+# --- how a reader sees them ----------------------------------------------------------
+
+SCRIPTS = {
+    "climbs": 1,
+    "fashion": 1,
+    "fine_tuning_imagenet": 1,
+    "label_noise": 1,
+    "mnist_5k": 1,
+    "other_tasks": 3,
+    "regularizers": 1,
+    "untuned": 1,
+    "which_method": 1,
+}
+
+
+def call(name, monkeypatch, *options) -> None:
+    monkeypatch.setattr("sys.argv", [name, *options])
+    importlib.import_module(f"benchmarks.accuracy.{name}").main()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_redraw_shows_what_is_committed(name, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(report, "OUT", tmp_path)
+    monkeypatch.setattr(
+        commands, "show", lambda of, out, *_: shown.append(commands.reported(of, out))
+    )
+    monkeypatch.setattr(
+        rules_for_rho,
+        "show",
+        lambda plan, out: shown.append(rules_for_rho.reported(plan, out)),
+    )
+    call(name, monkeypatch, "--redraw")
+    assert len(shown) == SCRIPTS[name]
+    for store in shown:
+        assert store.path.parent == tmp_path / "redrawn"
+        assert store.head == Store(report.RESULTS / store.path.name).head != {}
+
+
+def test_redraw_and_work_are_not_asked_for_at_once(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(report, "OUT", tmp_path)
+    with pytest.raises(SystemExit):
+        call("fashion", monkeypatch, "--redraw", "--report")
+    assert "leave it or --report out" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
 
 
 # --- one run of each, again ---------------------------------------------------------
