@@ -25,9 +25,10 @@ def climb_only(ascent: Ascent, mask: Mask | str) -> Ascent:
       ascent: any ascent.
       mask: which leaves climb: a tree of booleans, a function that makes one from a
         tree like the parameters (of its paths and shapes), or a regular expression
-        that is searched in the path of each leaf ("encoder/norm/scale"). Flax's
-        normalization layers are `"BatchNorm|LayerNorm|GroupNorm"`, LoRA's leaves
-        often `"lora"`.
+        that is searched in the path of each leaf ("encoder/norm/scale"). Linen's
+        normalization layers, if not named otherwise, are
+        `"BatchNorm|LayerNorm|GroupNorm"`, those of NNX have their attribute's name;
+        LoRA's leaves are often `"lora"`.
 
     Returns:
       An ascent, whose state is that of `ascent` for the chosen leaves.

@@ -29,8 +29,8 @@ def sharpness_aware(
       ascent: from a gradient to a climb, e.g. `steepest_ascent(rho)`. One that takes
         `value=` is told the clean loss of the sub-batch. It must climb: an
         optimizer (`optax.sgd(0.1)`), whose updates point downhill, descends here
-        without a word, and diagnostics show a negative sharpness. So they do where
-        an optimizer stands in front of SAM, `optax.chain(optax.adam(1e-3), sam(rho))`:
+        without a word, and diagnostics show a negative sharpness, as they do where an
+        optimizer stands in front of SAM, `optax.chain(optax.adam(1e-3), sam(rho))`:
         SAM comes first.
       combine: a function of the clean and the climbed gradient that gives the one
         to return; `None` is the climbed one.
@@ -70,9 +70,9 @@ def sharpness_aware(
       A transformation with `update(updates, state, params, *, value_fn, batch=None,
       value=None, **extra_args)`. `updates` is the clean gradient at `params`, or
       `None`, and then it is computed inside; with `axis_name` alone it is this
-      device's, taken at `per_device(params, axis_name)`; with `microbatch_size` or
-      `mesh` it must be `None`. Where it is `None` for a leaf, that parameter stays
-      where it is.
+      device's, taken at `per_device(params, axis_name)`; with `microbatch_size`, `mesh`
+      or `scan_passes` it must be `None`. Where it is `None` for a leaf, that parameter
+      stays where it is.
       `value_fn(params)` is the loss of this step's batch or, when `batch` is
       given, `value_fn(params, batch)`: a pure function; `obj_fn` is another name of
       it. `value` is the clean loss of the gradient that comes in, for `diagnostics` and

@@ -34,11 +34,11 @@ def stateful_value_and_grad(
       `(init, fn)`: `state = init(params)`, and
       `(value, aux), grads, state = fn(state, params, *args, **kwargs)`; without
       `has_aux` the value stands alone. Value and aux are those of the clean pass, of
-      the only one where a method makes one (`momentum_sam`, `random_perturbation`),
-      and of the last for `partial_climb`; `esam` has the value of the last. Where the
-      product names sub-batches or takes a part of the batch, `args[0]` holds the
-      examples, and all other arguments are passed whole, their random keys folded as
-      in `m_sharpness`; aux is averaged.
+      the only one where a method makes one (`momentum_sam`, `stale_sam`,
+      `random_perturbation`), and of the last for `partial_climb`; `esam` has the value
+      of the last. Where the product names sub-batches or takes a part of the batch,
+      `args[0]` holds the examples, and all other arguments are passed whole, their
+      random keys folded as in `m_sharpness`; aux is averaged.
 
     Raises:
       TypeError: what is no product of this library; a loss that is not a scalar; a

@@ -35,7 +35,8 @@ def friendly_sam(
       state holds the average m, a copy of the parameters.
 
     Raises:
-      ValueError: both `rho` and `ascent`; `update` raises as `sharpness_aware` says.
+      ValueError: a negative `sigma`, or a `decay` outside [0, 1); both `rho` and
+        `ascent`; `update` raises as `sharpness_aware` says.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax_sam

@@ -37,7 +37,8 @@ def gsam(
       A transformation for the head of a chain; see `sharpness_aware`.
 
     Raises:
-      ValueError: both `rho` and `ascent`; `update` raises as `sharpness_aware` says.
+      ValueError: a negative `alpha`; both `rho` and `ascent`; `update` raises as
+        `sharpness_aware` says.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax_sam

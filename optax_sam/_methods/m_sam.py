@@ -24,7 +24,8 @@ def m_sam(
     Over devices it needs one all-reduce a step where SAM needs two.
 
     Args:
-      rho: radius of each climb; `None` is 0.05. The best rho falls with m.
+      rho: radius of each climb; `None` is 0.05. A smaller m wants a smaller
+        rho.
       ascent: climb by this ascent instead of SAM's; then leave `rho` out.
       microbatch_size: the paper's m, the number of examples in each sub-batch. The
         gradients are computed inside: `update(None, state, params, value_fn=loss_fn,

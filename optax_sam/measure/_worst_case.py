@@ -68,10 +68,11 @@ def worst_case_sharpness(
 
     Raises:
       TypeError: a leaf that is not real floating-point; a loss that is not a scalar.
-      ValueError: a negative rho; an `ord` that is neither 2 nor infinity; negative
-        counts; parameters without a single number; a `microbatch_size` without
-        batches, or one that does not divide them; batches of different sizes;
-        parameters or, outside `jax.jit`, a rise that is not finite.
+      ValueError: a negative rho; an `ord` that is neither 2 nor infinity;
+        `num_steps` below 1, or a negative `num_restarts`; parameters without a single
+        number; a `microbatch_size` without batches, or one that does not divide them;
+        batches of different sizes; parameters or, outside `jax.jit`, a rise that is
+        not finite.
 
     Example:
       >>> import jax, jax.numpy as jnp

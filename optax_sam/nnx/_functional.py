@@ -31,7 +31,7 @@ def functional_value_and_grad(
     .. math:: g = J(w + \epsilon)^\top u, \quad u = \nabla \ell(f(w))
 
     `optax_sam.functional_value_and_grad`, with the model left as after the clean pass
-    alone, as by `value_and_grad` above.
+    alone, as by `optax_sam.nnx.value_and_grad`.
 
     Args:
       net: `net(model, *args, **kwargs)` returns the outputs, or `(outputs, aux)` with

@@ -165,5 +165,20 @@ def test_sams_radius_on_the_sounder_networks():
     assert len(radii) > 10
     assert sorted(set(radii)) == [0.025, 0.05, 0.1]
     assert radii.count(0.025) == 2
-    tuned = study("fine_tuning_imagenet").rows("whole network")["SAM"]["settings"]
-    assert f"of a whole network from ImageNet {tuned['rho']:.3f}" in text()
+
+
+def test_sams_radius_elsewhere():
+    def radii(name):
+        found = study(name)
+        return {of: found.rows(of)["SAM"]["settings"]["rho"] for of in found.tasks}
+
+    beside = radii("regularizers")
+    assert beside.pop("augmentation") == 0.0125
+    assert beside.pop("label smoothing") == 0.025
+    assert {*beside.values()} <= {0.05, 0.1}
+    assert "beside augmentation (0.0125) and label smoothing (0.025)" in text()
+    tuned = {task: f"{rho:.3f}" for task, rho in radii("fine_tuning_imagenet").items()}
+    assert tuned["from scratch"] == tuned["whole network"] == "0.006"
+    assert tuned["head alone"] == "0.003"
+    assert "took 0.006, from scratch and fine-tuned as a whole" in text()
+    assert "and 0.003 for the head alone" in text()
