@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from optax_sam._surroundings import surroundings, unchanged
+
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
@@ -46,38 +48,81 @@ class CompiledOnce:
     """`run(fn, *args)`; outside of `jit` it is compiled, once for each `fn`.
 
     An eager loop or condition is compiled at every call otherwise, since the functions
-    in it are new ones. Programs are forgotten with the function that they were made of.
+    in it are new ones. Programs are forgotten with the function that they were made of,
+    and when something has changed that it reads beside its arguments: an eager loss
+    sees its surroundings as they are now.
     """
 
     def __init__(self, run: Callable[..., Any]) -> None:
         self._run = run
-        self._programs: dict[int, tuple[Any, Any]] = {}
+        self._programs: dict[int, Program] = {}
 
     def __call__(self, fn: Callable[..., Any], *args: Any) -> Any:
         leaves, structure = jax.tree.flatten(args)
         if any(isinstance(x, jax.core.Tracer) for x in leaves):
             return self._run(fn, *args)
         arrays = [x if is_array(x) else None for x in leaves]
-        rest = tuple(None if is_array(x) else (type(x), x) for x in leaves)
+        rest = tuple(None if is_array(x) else Argument(x) for x in leaves)
         try:
             hash(rest)
             program = self._program(fn)
         except TypeError:  # no weak reference to it, or no way to tell it apart
             return self._run(fn, *args)
-        return unboxed(program(structure, rest, arrays))
+        return program(structure, rest, arrays)
 
-    def _program(self, fn: Callable[..., Any]) -> Any:
-        known = self._programs.get(id(fn))
-        if known is not None and known[0]() is fn:
-            return known[1]
-        number = id(fn)
-        reference = weakref.ref(fn, lambda _: self._programs.pop(number, None))
+    def _program(self, fn: Callable[..., Any]) -> "Program":
+        number, known = id(fn), self._programs.get(id(fn))
+        if known is None or not known.is_of(fn):
+            reference = weakref.ref(fn, lambda _: self._programs.pop(number, None))
+            known = self._programs[number] = Program(self._run, reference)
+        return known
 
-        def program(structure: Any, rest: tuple[Any, ...], arrays: list[Any]) -> Any:
+
+class Argument:
+    """What is no array, compared by type, digits and whatever it reads."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self._told_by = type(value), repr_of_number(value), surroundings(value)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Argument)
+            and self.value == other.value
+            and unchanged(self._told_by, other._told_by)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self._told_by[:2], self.value))
+
+
+def repr_of_number(x: Any) -> str | None:
+    """0.0 equals -0.0, and is another number."""
+    return repr(x) if isinstance(x, numbers.Number) else None
+
+
+class Program:
+    """`run` of one function, compiled, and what that read when it was traced."""
+
+    def __init__(self, run: Callable[..., Any], reference: weakref.ref[Any]) -> None:
+        self._reference = reference
+        self._surroundings: Any = None
+
+        def traced(structure: Any, rest: tuple[Any, ...], arrays: list[Any]) -> Any:
             pairs = zip(arrays, rest, strict=True)
-            leaves = [x if other is None else other[1] for x, other in pairs]
-            return boxed(self._run(reference(), *jax.tree.unflatten(structure, leaves)))
+            leaves = [x if other is None else other.value for x, other in pairs]
+            fn = reference()
+            out = boxed(run(fn, *jax.tree.unflatten(structure, leaves)))
+            self._surroundings = surroundings(fn)  # a trace may leave notes there
+            return out
 
-        compiled = jax.jit(program, static_argnums=(0, 1))
-        self._programs[id(fn)] = reference, compiled
-        return compiled
+        self._compiled = jax.jit(traced, static_argnums=(0, 1))
+
+    def is_of(self, fn: Callable[..., Any]) -> bool:
+        """And nothing has changed around it."""
+        return self._reference() is fn and unchanged(
+            self._surroundings, surroundings(fn)
+        )
+
+    def __call__(self, structure: Any, rest: tuple[Any, ...], arrays: list[Any]) -> Any:
+        return unboxed(self._compiled(structure, rest, arrays))

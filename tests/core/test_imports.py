@@ -20,7 +20,7 @@ PACKAGE = LIBRARY.name
 LEVELS = [
     {"_types"},
     {"_arguments", "_devices", "_checks", "_trees", "_keys", "_once", "_warn"}
-    | {"_old_spellings"},
+    | {"_old_spellings", "_surroundings"},
     {"_examples", "_ascent", "_combine", "_when", "_schedules"},
     {"_core"},
     {"_methods"},
