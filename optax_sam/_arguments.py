@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_sam._checks import known
-from optax_sam._trees import fill, partition
+from optax_sam._trees import fill, is_inexact, partition
 from optax_sam._types import Tree
 
 Argnums: TypeAlias = int | Sequence[int]
@@ -73,14 +73,6 @@ def put(args: Sequence[Any], argnums: int | tuple[int, ...], new: Tree) -> list[
     for place, value in zip(argnums, new, strict=True):
         filled[place] = value
     return filled
-
-
-def is_inexact(x: Any) -> bool:
-    """Whether JAX can differentiate in `x`: a floating-point number, or many."""
-    try:
-        return bool(jnp.issubdtype(jax.typeof(x).dtype, jnp.inexact))
-    except TypeError:  # no array at all
-        return False
 
 
 def split_inexact(tree: Tree) -> tuple[Tree, Tree]:

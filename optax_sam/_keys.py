@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optax_sam._trees import keystr
 from optax_sam._types import Tree
 from optax_sam._warn import warn
 
@@ -33,6 +34,18 @@ def fresh_keys(tree: Tree) -> Tree:
     The passes share them on purpose, which JAX's checker for reuse must be told.
     """
     return jax.tree.map(lambda x: jax.random.clone(x) if is_key(x) else x, tree)
+
+
+def refuse_keys(*aux: Tree) -> None:
+    """Refuse aux that cannot be averaged over sub-batches."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(aux):
+        if is_key(leaf):
+            raise TypeError(
+                f"The aux leaf {keystr(path[1:]) or '(the root)'} is a "
+                f"random key, and keys of several sub-batches have no average. Split "
+                f"keys outside, and pass one as an argument: it is folded with the "
+                f"index of the sub-batch."
+            )
 
 
 def warn_of_raw_keys(tree: Tree) -> None:

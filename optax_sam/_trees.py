@@ -90,8 +90,8 @@ def dot(a: Tree, b: Tree, axis_name: AxisName | None = None) -> jax.Array:
     """
     dtype = widest_dtype((a, b))
     a, b = cast((a, b), dtype)
-    products = jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), a, b))
-    products = [sum_over(x, axis_name) for x in products]
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    products = [sum_over(jnp.sum(x * y), axis_name) for x, y in pairs]
     total: jax.Array = once(sum(products, jnp.zeros([], dtype)))
     return total
 
@@ -114,7 +114,24 @@ def all_finite(tree: Tree, axis_name: AxisName | None = None) -> jax.Array:
 
 def zeros_in_float32(tree: Tree) -> Tree:
     """Zeros like the tree, in at least float32: a running sum of nothing yet."""
-    return jax.tree.map(lambda x: zeros_like(widen(x)), tree)
+    return jax.tree.map(
+        lambda x: zeros_like(widen(x)) if is_inexact(x) else jnp.zeros([]), tree
+    )
+
+
+def zeros_of_gradient(params: Tree) -> Tree:
+    """Zeros like the parameters; a leaf that has no gradient has one, never read."""
+    return jax.tree.map(
+        lambda x: zeros_like(x) if is_inexact(x) else jnp.zeros([]), params
+    )
+
+
+def is_inexact(x: Any) -> bool:
+    """Whether JAX can differentiate in `x`: a floating-point number, or many."""
+    try:
+        return bool(jnp.issubdtype(jax.typeof(x).dtype, jnp.inexact))
+    except TypeError:  # no array at all
+        return False
 
 
 def accumulate(
@@ -126,8 +143,8 @@ def accumulate(
 ) -> tuple[Tree, jax.Array]:
     """`decay * total + share * gradient`, and whether the gradient is finite.
 
-    One that is not is left out. A sum that has once seen NaN holds it for ever, and
-    every climb along it would be zero.
+    One that is not is left out, and so is what would overflow the sum. A sum that has
+    once seen NaN or infinity holds it for ever, and every climb along it would be zero.
     """
     finite = once(all_finite(gradient, axis_name))
     kept = jnp.where(finite, decay, 1)
@@ -136,6 +153,7 @@ def accumulate(
         dtype = widest_dtype((old, g))
         factor, part = jnp.asarray(kept, dtype), jnp.asarray(share, dtype)
         new = jnp.where(finite, jnp.asarray(g, dtype), 0)
-        return (factor * old.astype(dtype) + part * new).astype(old.dtype)
+        added = (factor * old.astype(dtype) + part * new).astype(old.dtype)
+        return jnp.where(jnp.isfinite(added), added, old)
 
     return jax.tree.map(add, total, gradient), finite

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from optax_sam._arguments import split_inexact
 from optax_sam._ascent.dual import norms_and_cosine, two_norm
 from optax_sam._trees import widest_dtype
 from optax_sam._types import Tree
@@ -91,4 +92,4 @@ def unknown() -> float:
 
 def loss_dtype(params: Tree) -> Any:
     """The dtype that losses are kept in: that of the parameters, or float32."""
-    return widest_dtype(params)
+    return widest_dtype(split_inexact(params)[0])

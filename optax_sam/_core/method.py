@@ -26,6 +26,8 @@ class Seen(NamedTuple):
         the gradient that comes out.
       aux: that of the first pass.
       report: a `Diagnostics`, where they are asked for.
+      told: the clean loss that the climb was made with, which an ascent that takes
+        `value=` is told for its state too; `None` where nobody knows it.
     """
 
     value: Any
@@ -33,6 +35,7 @@ class Seen(NamedTuple):
     clean: Tree = None
     aux: Any = None
     report: Any = None
+    told: Any = None
 
 
 class Method(NamedTuple):
@@ -110,7 +113,8 @@ def climbing(
         if combine is not None:
             out = choose(climbs, lambda: combine(clean, out), lambda: out)
         kept = clean if keep else None
-        return Seen(walk.clean.value, out, kept, walk.clean.aux, walk.report)
+        told = passes.known_loss(walk.clean) if has_state(state) else None
+        return Seen(walk.clean.value, out, kept, walk.clean.aux, walk.report, told)
 
     return Method(ascent.init, local, finish_by(ascent))
 
@@ -121,7 +125,7 @@ def finish_by(ascent: Ascent) -> Callable[..., tuple[Tree, Any]]:
     def finish(state: Any, seen: Seen, climbs: Any, params: Tree) -> tuple[Tree, Any]:
         del climbs  # clocks and averages go on, whether or not this step climbs
         clean = seen.gradient if seen.clean is None else seen.clean
-        return seen.gradient, advance(ascent, state, clean, params, seen.value)
+        return seen.gradient, advance(ascent, state, clean, params, seen.told)
 
     return finish
 

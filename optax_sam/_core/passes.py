@@ -144,6 +144,11 @@ class Passes:
 
         return Walk(clean, *choose(climbs, onward, stay))
 
+    def known_loss(self, clean: Evaluation) -> Any:
+        """The clean loss; `None` where a gradient came in without it."""
+        known = self.given is None or self.given.value is not None
+        return clean.value if known else None
+
     def climb(
         self, climb_of: ClimbOf, clean: Evaluation, num_steps: int, climb_dtype: Any
     ) -> Tree:
@@ -152,9 +157,7 @@ class Passes:
         Each is found by `climb_of` from the gradient at the end of the one before, held
         in `climb_dtype`.
         """
-        gradient, value = clean.gradient, clean.value
-        if self.given is not None and self.given.value is None:
-            value = None
+        gradient, value = clean.gradient, self.known_loss(clean)
         start = matching(self.params, gradient)
         climb = climb_of(cast(gradient, climb_dtype), start, value)
         for _ in range(num_steps - 1):

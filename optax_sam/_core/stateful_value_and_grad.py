@@ -75,7 +75,8 @@ def stateful_value_and_grad(
         args, kwargs = rest
         out = loss_fn(point, *args, **kwargs)
         # What is no array in aux goes through conditions and averages in a box.
-        return (out[0], boxed(out[1])) if has_aux and isinstance(out, tuple) else out
+        pair = has_aux and isinstance(out, tuple) and len(out) == 2
+        return (out[0], boxed(out[1])) if pair else out
 
     def on_examples(loss_fn: Any, point: Tree, examples: Tree, rest: Any) -> Any:
         args, kwargs = rest

@@ -18,7 +18,7 @@ from optax_sam._core.passes import Evaluation, Passes
 from optax_sam._core.scanned import ScannedPasses
 from optax_sam._examples.averaging import SubBatches
 from optax_sam._examples.sub_batches import Parts
-from optax_sam._keys import fresh_keys
+from optax_sam._keys import fresh_keys, refuse_keys
 from optax_sam._once import CompiledOnce
 from optax_sam._trees import cast_like
 from optax_sam._types import AxisName, Tree, When
@@ -113,7 +113,10 @@ class Step:
                 clean,
                 self.diagnostics,
             )
-            return Parts(self.method.local(passes, own_state, climbs), None)
+            seen = self.method.local(passes, own_state, climbs)
+            if not self.sub_batches.whole:
+                refuse_keys(seen.aux)
+            return Parts(seen, None)
 
         rest = given.clean, given.rest, state.method, climbs
         # The caller made the clean pass with the keys as they are, if there was one.

@@ -28,7 +28,7 @@ from optax_sam._core.method import (
 from optax_sam._core.passes import Evaluation, Passes
 from optax_sam._core.scanned import ScannedPasses
 from optax_sam._keys import fresh_keys
-from optax_sam._once import CompiledOnce
+from optax_sam._once import CompiledOnce, boxed, unboxed
 from optax_sam._trees import fill
 from optax_sam._types import Ascent, Combine, Tree, When
 from optax_sam._when import check_when, choose, decide, known_in_python
@@ -205,15 +205,15 @@ def through_the_climb(
             last = Evaluation(value, gradient)
             report = passes.show(clean, last, point, 1 + 3 * steps)
             out = gradient if combine is None else combine(clean.gradient, gradient)
-            return Seen(clean.value, out, None, clean.aux, report)
+            return Seen(clean.value, out, None, boxed(clean.aux), report)
 
         def stayed() -> Any:
             clean = passes.clean()
             report = passes.show(clean, clean, passes.params, 1)
-            return Seen(clean.value, clean.gradient, None, clean.aux, report)
+            return Seen(clean.value, clean.gradient, None, boxed(clean.aux), report)
 
         seen: Seen = choose(climbs, climbed, stayed)
-        return seen
+        return seen._replace(aux=unboxed(seen.aux))
 
     return climbing(ascent)._replace(local=local)
 

@@ -21,9 +21,9 @@ from optax_sam._arguments import (
 )
 from optax_sam._examples.averaging import SubBatches
 from optax_sam._examples.sub_batches import Parts, spread
-from optax_sam._keys import is_key
+from optax_sam._keys import refuse_keys
 from optax_sam._once import CompiledOnce, Static, is_data, unboxed
-from optax_sam._trees import fill, keystr, partition
+from optax_sam._trees import fill, partition
 from optax_sam._types import AxisName, Tree
 
 GradFn = Callable[..., tuple[Any, Tree]]
@@ -145,7 +145,7 @@ def _taken_apart(
     """What `grad_fn` returned, checked; aux in a list of one, or of none."""
     value, aux, gradient = _value_aux_gradient(out)
     gradient = without_float0(gradient)
-    _refuse_keys(aux)
+    refuse_keys(*aux)
     _devices.refuse_averaged_value(value, names)
     _devices.refuse_unvarying(gradient, names, "gradient")
     averaged, rows = map(_boxed, partition(aux, spread(concat_aux, aux)))
@@ -174,17 +174,6 @@ def _is_scalar(x: Any) -> bool:
 def _boxed(tree: Tree) -> Tree:
     """The tree, with what is neither an array nor a number kept out of the program."""
     return jax.tree.map(lambda x: x if is_data(x) else Static(x), tree)
-
-
-def _refuse_keys(aux: Tree) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(aux):
-        if is_key(leaf):
-            raise TypeError(
-                f"The aux leaf {keystr(path[1:]) or '(the root)'} is a "
-                f"random key, and keys of several sub-batches have no average. Split "
-                f"keys outside, and pass one as an argument: it is folded with the "
-                f"index of the sub-batch."
-            )
 
 
 def _places(

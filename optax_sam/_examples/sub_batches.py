@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam._devices import zeros
+from optax_sam._keys import fresh_keys
 from optax_sam._once import is_data
 from optax_sam._trees import keystr, widen
 from optax_sam._types import Tree
@@ -110,7 +111,7 @@ def average_over(
     # the index has the loop's own type.
     part, first = jax.jit(part), jnp.asarray(first, jnp.int32)
     cut = _cut(examples, count)
-    some = jax.eval_shape(part, first, jax.tree.map(lambda x: x[0], cut))
+    some = jax.eval_shape(part, first, _one_of(cut))
     several = _one_sum(part) if at_once == 1 else _sum_side_by_side(part, at_once)
     if at_once == count:
         sums, rows = several(first, cut)
@@ -125,8 +126,7 @@ def average_over(
 
 
 def _loop(several: Part, starts: jax.Array, cut: Tree, unroll: int | bool) -> Parts:
-    here = jax.tree.map(lambda x: x[0], (starts, cut))
-    shapes = jax.eval_shape(several, *here)
+    shapes = jax.eval_shape(several, *_one_of((starts, cut)))
 
     def add(total: Tree, now: Tree) -> tuple[Tree, Tree]:
         sums, rows = several(*now)
@@ -135,6 +135,11 @@ def _loop(several: Part, starts: jax.Array, cut: Tree, unroll: int | bool) -> Pa
     start = zeros(shapes.averaged)
     total, rows = jax.lax.scan(add, start, (starts, cut), unroll=unroll)
     return Parts(total, rows)
+
+
+def _one_of(cut: Tree) -> Tree:
+    """A sub-batch, for its shapes alone: the keys in it are not used up."""
+    return jax.tree.map(lambda x: x[0], fresh_keys(cut))
 
 
 def _one_sum(part: Part) -> Part:

@@ -118,7 +118,7 @@ def esam(
 
         value, gradient, report = choose(climbs, climb, stay)
         kept = clean.gradient if has_state(state.ascent) else None
-        return Seen(value, gradient, kept, aux, report)
+        return Seen(value, gradient, kept, aux, report, clean.value)
 
     method = reporting(Method(ascent.init, local, finish_by(ascent)))
     return transformation(method, takes_updates=False, **options)
@@ -131,6 +131,7 @@ def _where_loss_rose(
     if gamma == 1:  # all of them, and no need to look
         return passes
     rise = passes.out(point)[1][0] - losses
+    rise = jnp.where(jnp.isnan(rise), jnp.inf, rise)  # what is broken is to be seen
     _, rows = jax.lax.top_k(rise, part_of(passes.examples, gamma))
     return passes.over(take(passes.examples, rows))
 

@@ -13,8 +13,8 @@ from optax_sam._core.method import Method, Seen, advance, climbing
 from optax_sam._core.options import Options, product
 from optax_sam._core.passes import Passes
 from optax_sam._core.transformation import SharpnessAware, transformation
-from optax_sam._devices import refuse_diverging, zeros_like
-from optax_sam._trees import add_scaled, cast_like, dot, fill, matching
+from optax_sam._devices import refuse_diverging
+from optax_sam._trees import add_scaled, cast_like, fill, matching, zeros_of_gradient
 from optax_sam._types import Ascent, AxisName, Rho, Scalar, Tree
 from optax_sam._when import both, choose, every_k
 
@@ -102,7 +102,7 @@ def look_sam(
     what_it_lacks, as_long_as = _parts(per_leaf, axes)
 
     def init(params: Tree) -> LookSAMState:
-        return LookSAMState(jax.tree.map(zeros_like, params), sam.init(params))
+        return LookSAMState(zeros_of_gradient(params), sam.init(params))
 
     def local(passes: Passes, state: LookSAMState, climbs: Any) -> Seen:
         return sam.local(passes, state.ascent, climbs)
@@ -123,7 +123,7 @@ def look_sam(
             return add_scaled(seen.gradient, push, alpha), reused
 
         gradient, kept = choose(climbs, look, reuse)
-        inner = advance(ascent, state.ascent, seen.clean, params, seen.value)
+        inner = advance(ascent, state.ascent, seen.clean, params, seen.told)
         return gradient, LookSAMState(fill(kept, state.reused), inner)
 
     options["when"] = both(options.get("when"), every_k(k))
@@ -152,12 +152,11 @@ def _what_it_lacks(
     alpha * |g|: it counts as zero.
     """
     part = orthogonal_part(climbed, clean, axis_name)
-    length = dot(part, part, axis_name)
-    whole = dot(climbed, climbed, axis_name)
+    length, whole = two_norm(part, axis_name), two_norm(climbed, axis_name)
 
     def keep(v: jax.Array, s: jax.Array) -> jax.Array:
-        rounding = 64 * jnp.finfo(s.dtype).eps
-        return jnp.where(length > jnp.asarray(rounding**2, whole.dtype) * whole, v, 0)
+        rounding = jnp.asarray(64 * jnp.finfo(s.dtype).eps, whole.dtype)
+        return jnp.where(length > rounding * whole, v, 0)
 
     return jax.tree.map(keep, part, climbed)
 

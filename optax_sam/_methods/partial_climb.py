@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam._ascent.steepest import steepest_unless
-from optax_sam._core.diagnostics import unknown
+from optax_sam._core.diagnostics import loss_dtype, no_loss, unknown
 from optax_sam._core.method import (
     Method,
     Seen,
@@ -81,22 +81,27 @@ def partial_climb(
         part = slice(part_of(passes.examples, fraction))
         some = passes.over(take(passes.examples, part))
 
-        def climb() -> tuple[Tree, Tree]:
+        def climb() -> tuple[jax.Array, Tree, Tree]:
             few = some.clean()
-            step = step_by(ascent, state, steps)
-            return few.gradient, some.climb(step, few, steps, climb_dtype)
+            point = some.climb(step_by(ascent, state, steps), few, steps, climb_dtype)
+            return as_loss(few.value), few.gradient, point
 
-        def stay() -> tuple[Tree, Tree]:
+        def stay() -> tuple[jax.Array, Tree, Tree]:
             here = passes.params
-            return jax.tree.map(jnp.zeros_like, here), cast(here, climb_dtype)
+            nothing = jax.tree.map(jnp.zeros_like, here)
+            return no_loss(here), nothing, cast(here, climb_dtype)
 
-        few, point = choose(climbs, climb, stay)
+        def as_loss(value: Any) -> jax.Array:
+            return jnp.asarray(value, loss_dtype(passes.params))
+
+        value, few, point = choose(climbs, climb, stay)
         last = passes.at(point, few)
         clean = choose(climbs, lambda: few, lambda: last.gradient)
+        told = choose(climbs, lambda: value, lambda: as_loss(last.value))
         seen = Evaluation(unknown(), clean)
         report = passes.show(seen, last, point, 1 + jnp.asarray(climbs, int))
-        kept = clean if has_state(state) else None
-        return Seen(last.value, last.gradient, kept, last.aux, report)
+        kept, told = (clean, told) if has_state(state) else (None, None)
+        return Seen(last.value, last.gradient, kept, last.aux, report, told)
 
     method = reporting(Method(ascent.init, local, finish_by(ascent)))
     return transformation(method, takes_updates=False, **options)

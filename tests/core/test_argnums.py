@@ -543,3 +543,30 @@ def test_holes_stay_holes():
     _, grads = m_sharpness(grad_fn, microbatch_size=2)(params, jnp.ones((4, 2)))
     assert grads["steps"] is None
     np.testing.assert_allclose(grads["w"], [1, 1])
+
+
+def test_aux_that_is_no_array_beside_the_exact_gradient():
+    fn = optax_sam.value_and_grad(
+        lambda w: (jnp.sum(w**2), "a word"),
+        optax_sam.steepest_ascent(0.5),
+        has_aux=True,
+        second_order=True,
+        when=jnp.array(True),
+    )
+    assert fn(jnp.array([3.0, 4.0]))[0] == (25.0, "a word")
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_keys_of_each_example_under_jaxs_checker(at_once):
+    def loss(w, keys):
+        return jnp.mean(w * jax.vmap(jax.random.normal)(keys))
+
+    fn = optax_sam.m_sharpness(
+        optax_sam.value_and_grad(loss, optax_sam.steepest_ascent(0.5)),
+        microbatch_size=2,
+        at_once=at_once,
+    )
+    keys, w = jax.random.split(jax.random.key(0), 8), jnp.float32(1.0)
+    expected = fn(w, keys)
+    with jax.debug_key_reuse(True):
+        np.testing.assert_allclose(fn(w, keys), expected)

@@ -377,8 +377,10 @@ def test_outside_of_jit_it_is_compiled_once():
     grad_fn = optax_sam.value_and_grad(
         counted, optax_sam.steepest_ascent(RHO), **SCANNED
     )
+    # One after the other: each trace leaves a note, which the other would see.
     for _ in range(3):
         _, state = tx.update(None, state, params, value_fn=counted, batch=batch)
+    for _ in range(3):
         grad_fn(params, batch)
     assert len(traced) == 2
 

@@ -161,3 +161,25 @@ def test_arguments_in_another_order_are_refused():
     w = jnp.ones(2)
     with pytest.raises(TypeError, match="state that init"):
         grad_fn(w, init(w), BATCHES[0], 0.0)
+
+
+@pytest.mark.parametrize("out", [(1.0,), (1.0, {"a": 1}, {"b": 2})])
+def test_a_loss_that_returns_no_pair_is_refused(out):
+    """What stands behind the aux would be dropped."""
+    init, fn = optax_sam.stateful_value_and_grad(
+        lambda w: (jnp.sum(w**2), *out[1:]), optax_sam.sam(0.1), has_aux=True
+    )
+    w = jnp.array([3.0, 1.0])
+    with pytest.raises(TypeError, match=r"\(value, aux\)"):
+        fn(init(w), w)
+
+
+def test_a_key_in_the_aux_of_sub_batches_is_refused():
+    init, fn = optax_sam.stateful_value_and_grad(
+        lambda w, x, key: (jnp.mean(x) * jnp.sum(w**2), key),
+        optax_sam.m_sam(0.5, microbatch_size=2),
+        has_aux=True,
+    )
+    w = jnp.array([3.0, 1.0])
+    with pytest.raises(TypeError, match="random key"):
+        fn(init(w), w, jnp.ones(4), jax.random.key(0))

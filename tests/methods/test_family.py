@@ -645,3 +645,64 @@ def test_refused(name):
     error, words, call = REFUSED[name]
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("bad", [jnp.inf, -jnp.inf, jnp.nan, -jnp.nan, 1e30])
+def test_esam_shows_an_example_that_is_broken(bad):
+    """It is selected, so that what stands behind can skip the step."""
+    tx = optax_sam.esam(0.5, beta=1.0, key=jax.random.key(0))
+    w = jnp.array([3.0, 1.0], jnp.float32)
+    batch = jnp.ones((4, 2), jnp.float32).at[0].set(bad)
+    out, _ = tx.update(
+        None, tx.init(w), w, value_fn=lambda w, x: (x @ w) ** 2, batch=batch
+    )
+    assert not jnp.isfinite(out).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e20, 1e-20])
+def test_look_sam_does_not_depend_on_the_scale_of_the_loss(scale):
+    w, curvature = np.float32([[3.0, 1.0], [1.0, 4.0]])
+    w, scale = jnp.array(w), jnp.float32(scale)
+    tx = optax_sam.look_sam(0.5, k=2, alpha=0.5)
+    state = tx.init(w)
+    for expected in ([3.3, 5.6], [1.0, 5.5]):
+        out, state = tx.update(
+            None,
+            state,
+            w,
+            value_fn=lambda w: scale * 0.5 * jnp.sum(curvature * w**2),
+        )
+        np.testing.assert_allclose(out / scale, expected, rtol=1e-4)
+
+
+def test_a_momentum_that_would_overflow_stays_what_it_was():
+    """An infinite one would be so for ever, and no step would climb again."""
+    tx, w = optax_sam.momentum_sam(0.5), jnp.ones(2, jnp.float32)
+    state = tx.init(w)
+    for _ in range(20):
+        _, state = tx.update(
+            None, state, w, value_fn=lambda w: jnp.float32(3e38) * w[0]
+        )
+    assert jnp.isfinite(state.method.method.momentum).all()
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax_sam.sam(0.5, diagnostics=True),
+        optax_sam.friendly_sam(0.5),
+        optax_sam.look_sam(0.5),
+    ],
+)
+def test_leaves_without_a_gradient_stay_where_they_are(tx):
+    params = {"w": jnp.array([3.0, 4.0]), "key": jax.random.key(0), "act": jnp.tanh}
+
+    def loss(params):
+        return 0.5 * jnp.sum(params["w"] ** 2)
+
+    gradient, state = {"w": params["w"], "key": None, "act": None}, tx.init(params)
+    for _ in range(2):
+        out, state = tx.update(gradient, state, params, value_fn=loss)
+    assert out["key"] is None
+    assert out["act"] is None
+    np.testing.assert_allclose(out["w"], [3.3, 4.4], rtol=0.2)
