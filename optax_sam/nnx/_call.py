@@ -21,6 +21,7 @@ class Call(NamedTuple):
     graphdef: Any
     select: _Select
     gradients: list[Any]  # the structures of what nnx.value_and_grad returns of them
+    rest: Any  # the structure of the state, in variables
     state: Tree  # plain arrays: all variables that are not differentiated
     arguments: Any  # the structure of (args, kwargs), an NNX object being a leaf
     order: list[int | None]  # for each leaf the number of an object, if it is one
@@ -88,10 +89,7 @@ def take_apart(
     objects = tuple(paths[i][1] for i in found)
     chosen = [by_place[at[i]] for i in found if at[i] in by_place]
     select = _select(chosen, objects)
-    # One split of all objects, so that what they share stays shared.
-    graphdef, *states = nnx.split(objects, select, ...)
-    params, state = states
-    own = [params[j] if j in params else nnx.State({}) for j in range(len(chosen))]
+    graphdef, own, state = _split(objects, select, len(chosen))
     # The variables of the split are the model's own and change with it, arrays do not.
     pure = [*map(nnx.as_pure, own), *[None] * len(found)]
     number = {i: j for j, i in enumerate(found)}
@@ -108,11 +106,21 @@ def take_apart(
         graphdef,
         select,
         gradients,
+        jax.tree.structure(state),
         nnx.as_pure(state),
         arguments,
         order,
         *plain,
     )
+
+
+def _split(objects: Any, select: _Select, count: int) -> tuple[Any, list[Any], Any]:
+    """In their variables: the parameters of the first objects, and all other state."""
+    # One split of all objects, so that what they share stays shared.
+    graphdef, *states = nnx.split(objects, select, ...)
+    params, state = states
+    own = [params[j] if j in params else nnx.State({}) for j in range(count)]
+    return graphdef, own, state
 
 
 def _select(filters: list[Any], objects: tuple[Any, ...]) -> _Select:
@@ -173,7 +181,7 @@ def of_arrays(
     def of_arrays(*args: Any, kwargs: dict[str, Any], state: Tree) -> tuple[Any, Any]:
         leaves = call.arguments.flatten_up_to((args, kwargs))
         params = _parameters(leaves, call)
-        objects = nnx.merge(call.graphdef, params, state)
+        objects = nnx.merge(call.graphdef, *_in_variables(params, state, call))
         pairs = zip(leaves, call.order, strict=True)
         leaves = [x if j is None else objects[j] for x, j in pairs]
         args, kwargs = jax.tree.unflatten(call.arguments, leaves)
@@ -190,22 +198,36 @@ def _parameters(leaves: list[Any], call: Call) -> dict[int, Tree]:
     return {j: x for x, j in pairs if j is not None and j in own}
 
 
+def _in_variables(
+    params: dict[int, Tree], state: Tree, call: Call
+) -> tuple[dict[int, Any], Any]:
+    """Plain arrays in variables again: NNX would take a dict in one for a module."""
+
+    def of(structure: Any, tree: Tree) -> Any:
+        return jax.tree.unflatten(structure, jax.tree.leaves(tree))
+
+    own = {j: of(call.gradients[j], x) for j, x in params.items()}
+    return own, of(call.rest, state)
+
+
 def _changed(objects: Any, params: Tree, state: Tree, call: Call) -> Any:
     """What the pass has written, `None` for a leaf that it has not."""
-    graphdef, *states = nnx.split(objects, call.select, ...)
-    if graphdef != call.graphdef:
+    graphdef, own, new_state = _split(objects, call.select, len(call.gradients))
+    structures = jax.tree.structure(new_state), [*map(jax.tree.structure, own)]
+    if graphdef != call.graphdef or structures != (call.rest, call.gradients):
         raise ValueError(
-            "The loss adds variables to an NNX object (sow) or changes its attributes "
-            "(model.train()), and after a climb only values are put back. Return what "
-            "is sown as aux, and call model.train() before."
+            "The loss adds variables to an NNX object (sow), changes its attributes "
+            "(model.train()) or gives a variable a tree with other leaves, and after a "
+            "climb only values are put back. Return what is sown as aux, call "
+            "model.train() before, and give such a variable its leaves where it is "
+            "made."
         )
 
     def written(new: Any, old: Any) -> Any:
         return None if new is old else new
 
-    own, new_state = map(nnx.as_pure, states)
-    new_params = {j: own[j] if j in own else nnx.State({}) for j in params}
-    return jax.tree.map(written, (new_params, new_state), (params, state))
+    new = dict(enumerate(map(nnx.as_pure, own))), nnx.as_pure(new_state)
+    return jax.tree.map(written, new, (params, state))
 
 
 def write(changed: Any, call: Call) -> None:
@@ -214,7 +236,7 @@ def write(changed: Any, call: Call) -> None:
     leaves = call.arguments.flatten_up_to((call.args, call.kwargs))
     before = _parameters(leaves, call)
     some = {j: fill(x, before[j]) for j, x in params.items() if jax.tree.leaves(x)}
-    nnx.update(call.objects, some, fill(state, call.state))
+    nnx.update(call.objects, *_in_variables(some, fill(state, call.state), call))
 
 
 def as_nnx(grads: Tree, argnums: int | tuple[int, ...], call: Call) -> Tree:

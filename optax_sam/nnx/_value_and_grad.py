@@ -83,10 +83,11 @@ def value_and_grad(
     Raises:
       TypeError: no variable of what `argnums` names is selected; an argument that was
         not given by position; what `optax_sam.value_and_grad` refuses.
-      ValueError: a loss that adds variables to the model (`sow`) or changes its
-        attributes (`model.train()`); `wrt` beside an `nnx.DiffState` or for another
-        argument than 0; a variable in two arguments that one filter selects and the
-        other does not; what `m_sharpness` refuses.
+      ValueError: a loss that adds variables to the model (`sow`), changes its
+        attributes (`model.train()`) or gives a variable a tree with other leaves; `wrt`
+        beside an `nnx.DiffState` or for another argument than 0; a variable in two
+        arguments that one filter selects and the other does not; what `m_sharpness`
+        refuses.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam, optax_sam.nnx
@@ -162,9 +163,12 @@ def _in_rows(grad_fn: GradFn, report: bool) -> GradFn:
     def in_rows(*args: Any, **kwargs: Any) -> tuple[Any, Tree]:
         (value, out), grads = grad_fn(*args, **kwargs)
         (aux, state), diagnostics = out if report else (out, None)
-        exact = jax.tree.map(lambda x: not jnp.issubdtype(x.dtype, jnp.inexact), state)
-        averaged, counters = partition(state, exact)
-        rows = jax.tree.map(lambda x: x[None], counters)
+        averaged, counters = partition(state, jax.tree.map(_is_exact, state))
+        rows = jax.tree.map(lambda x: jnp.asarray(x)[None], counters)
         return (value, (aux, diagnostics, averaged, rows)), grads
 
     return in_rows
+
+
+def _is_exact(x: Any) -> bool:
+    return not jnp.issubdtype(jnp.result_type(x), jnp.inexact)
