@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from optax_sam._ascent.dual import norms_and_cosine, two_norm
 from optax_sam._checks import check_ascent
@@ -77,6 +78,7 @@ def radius_sweep(
       params: a tree of real floating-point leaves; `None` leaves are left alone.
       ascent_of_rho: from a radius, which is traced, to an ascent without a state:
         `optax_sam.steepest_ascent`, or `lambda rho: adaptive_ascent(rho, eta=0.01)`.
+        One that takes `value=` is told the clean loss of its batch.
       rhos: the radii, non-negative, a sequence or an array of shape (n,).
       batches: a list or an iterator of batches of one size, or one tree of them
         stacked along a new first axis. What comes out is the mean over them.
@@ -138,20 +140,23 @@ def _climbs(
 
     def trip(clean: Tree, now: tuple[jax.Array, jax.Array]) -> tuple[Tree, Tree]:
         rho, first = now
-        ascent = ascent_of_rho(rho)
-        climb, _ = ascent.update(clean, ascent.init(params), params)
+        clean_loss, gradient = clean
+        ascent = optax.with_extra_args_support(ascent_of_rho(rho))
+        start = ascent.init(params)
+        climb, _ = ascent.update(gradient, start, params, value=clean_loss)
         climb = jax.tree.map(lambda e: jnp.where(first, jnp.zeros_like(e), e), climb)
         point = add_scaled(params, climb, 1)
-        value, gradient = jax.value_and_grad(loss)(point, *batch)
-        wide = jax.tree.map(widen, gradient)
-        clean = jax.tree.map(lambda g, c: jnp.where(first, g, c), wide, clean)
-        cosine = norms_and_cosine(clean, wide)[2]
+        value, climbed = jax.tree.map(widen, jax.value_and_grad(loss)(point, *batch))
+        here = value.astype(clean_loss.dtype), climbed
+        clean = jax.tree.map(lambda x, y: jnp.where(first, x, y), here, clean)
+        cosine = norms_and_cosine(clean[1], climbed)[2]
         applied = jax.tree.map(lambda p, w: widen(p) - widen(w), point, params)
-        return clean, (widen(value), dot(clean, climb), cosine, two_norm(applied))
+        return clean, (value, dot(clean[1], climb), cosine, two_norm(applied))
 
     first = jnp.arange(radii.size + 1) == 0
     steps = jnp.concatenate([jnp.zeros_like(radii[:1]), radii]), first
-    return jax.lax.scan(trip, zeros_in_float32(params), steps)[1]
+    nothing = jnp.zeros([], radii.dtype), zeros_in_float32(params)
+    return jax.lax.scan(trip, nothing, steps)[1]
 
 
 def _means(

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import optax_sam
-from optax_sam import adaptive_ascent, steepest_ascent
-from optax_sam.measure import radius_sweep
+from optax_sam import adaptive_ascent, loss_equated_ascent, steepest_ascent
+from optax_sam.measure import climb_sharpness, radius_sweep
 
 RHOS = np.array([0.0, 0.01, 0.3, 2.0])
 rng = np.random.default_rng(0)
@@ -115,6 +115,33 @@ def test_no_climb_changes_nothing(dtype):
     np.testing.assert_array_equal(sweep.climb_norm.mean, 0)
     np.testing.assert_allclose(sweep.cosine.mean, 1, rtol=1e-6)
     assert {x.dtype for x in jax.tree.leaves(sweep)} == {jnp.dtype("float32")}
+
+
+def share_of_loss(rho):
+    """LE-SAM's climb: the linear loss rises by a tenth of the loss, within rho."""
+    return loss_equated_ascent(0.1, rho_max=rho, of_loss=True)
+
+
+def test_the_ascent_is_told_the_clean_loss(x64):
+    def positive(w):
+        return quadratic(w) + 20
+
+    sweep = radius_sweep(positive, jnp.asarray(W), share_of_loss, RHOS)
+    loss, size = W @ HESSIAN @ W / 2 + 20, np.linalg.norm(HESSIAN @ W)
+    assert RHOS[1] < 0.1 * loss / size < RHOS[-1]  # both the budget and the cap
+    norms = np.minimum(0.1 * loss / size, RHOS)
+    np.testing.assert_allclose(sweep.climb_norm.mean, norms, rtol=1e-12)
+    np.testing.assert_allclose(sweep.predicted_rise.mean, norms * size, rtol=1e-12)
+
+
+def test_the_ascent_is_told_the_loss_of_its_own_batch(x64):
+    w = jnp.asarray(W)
+    sweep = radius_sweep(of_batch, w, share_of_loss, [2.0], batches=BATCHES)
+    rises = [
+        climb_sharpness(lambda w, b=b: of_batch(w, b), w, share_of_loss(2.0))
+        for b in BATCHES
+    ]
+    np.testing.assert_allclose(sweep.rise.mean, [np.mean(rises)], rtol=1e-12)
 
 
 def test_the_clean_pass_is_at_the_parameters_whatever_the_ascent():
