@@ -45,9 +45,10 @@ def climb_sharpness(
       The rise, a scalar in at least float32.
 
     Raises:
-      TypeError: a leaf that is not real floating-point; a loss that is not a scalar.
+      TypeError: a leaf that is not real floating-point; a loss that is not a scalar;
+        a `microbatch_size` that is no whole number.
       ValueError: parameters without a single number; a `microbatch_size` without
-        batches, or one that does not divide them; batches of different sizes;
+        batches, below 1, or one that does not divide them; batches of different sizes;
         parameters or, outside `jax.jit`, a rise that is not finite.
 
     Example:

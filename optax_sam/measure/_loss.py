@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from optax_sam._checks import check_whole
 from optax_sam._devices import zeros
 from optax_sam._examples.sub_batches import count_sub_batches
 from optax_sam._trees import widen
@@ -19,6 +20,8 @@ keystr = jax.tree_util.keystr
 
 def averaging(batches: Any, microbatch_size: int | None = None) -> Average:
     """The average over batches; over all their sub-batches where a size is given."""
+    if microbatch_size is not None:
+        check_whole("microbatch_size", microbatch_size)
     if batches is None:
         if microbatch_size is not None:
             raise ValueError(

@@ -67,12 +67,13 @@ def worst_case_sharpness(
       The rise, a scalar in at least float32; never negative, for the ball holds w.
 
     Raises:
-      TypeError: a leaf that is not real floating-point; a loss that is not a scalar.
+      TypeError: a leaf that is not real floating-point; a loss that is not a scalar;
+        a `microbatch_size` that is no whole number.
       ValueError: a negative rho; an `ord` that is neither 2 nor infinity;
         `num_steps` below 1, or a negative `num_restarts`; parameters without a single
-        number; a `microbatch_size` without batches, or one that does not divide them;
-        batches of different sizes; parameters or, outside `jax.jit`, a rise that is
-        not finite.
+        number; a `microbatch_size` without batches, below 1, or one that does not
+        divide them; batches of different sizes; parameters or, outside `jax.jit`, a
+        rise that is not finite.
 
     Example:
       >>> import jax, jax.numpy as jnp

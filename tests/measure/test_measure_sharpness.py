@@ -373,6 +373,23 @@ def test_refuses_no_ball(change, match):
 
 
 @pytest.mark.parametrize(
+    ("size", "error", "match"),
+    [
+        (0, ValueError, "microbatch_size must be at least 1, got microbatch_size = 0"),
+        (-2, ValueError, "microbatch_size must be at least 1"),
+        (2.0, TypeError, "microbatch_size counts something and must be a whole number"),
+        (True, TypeError, "microbatch_size counts something"),
+    ],
+)
+def test_refuses_sub_batches_of_no_size(size, error, match):
+    some = {"batches": [EXAMPLES], "microbatch_size": size}
+    with pytest.raises(error, match=match):
+        climb_sharpness(least_squares, START, optax_sam.steepest_ascent(0.5), **some)
+    with pytest.raises(error, match=match):
+        worst_case(least_squares, START, rho=0.5, **some)
+
+
+@pytest.mark.parametrize(
     ("change", "match"),
     [
         ({"num_samples": 1}, "needs at least 2 samples"),
