@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from optax_sam._checks import check_whole
 from optax_sam._types import Tree
 from optax_sam.measure._checks import (
     NO_CURVATURE,
@@ -134,9 +135,10 @@ def spectral_density(
       grid reaches five widths beyond the Ritz values.
 
     Raises:
-      TypeError: a leaf that is not real floating-point; a loss that is not a scalar.
-      ValueError: parameters without a single number; counts below 1; parameters or,
-        outside `jax.jit`, a density that is not finite.
+      TypeError: a leaf that is not real floating-point; a loss that is not a scalar;
+        counts that are no whole numbers.
+      ValueError: parameters without a single number; counts below 1; a width that is
+        not positive; parameters or, outside `jax.jit`, a density that is not finite.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -152,9 +154,10 @@ def spectral_density(
       Net Optimization via Hessian Eigenvalue Density", algorithm 1.
     """
     size = check_params(params)
-    for name, count in (("num_samples", num_samples), ("num_iters", num_iters)):
-        if count < 1:
-            raise ValueError(f"spectral_density needs {name} >= 1, got {count}.")
+    check_whole("num_samples", num_samples)
+    check_whole("num_iters", num_iters)
+    check_whole("num_points", num_points)
+    _check_width(width)
     matvec, point = curvature(loss_fn, params, batches, model_fn)
     num_iters = min(num_iters, size)
 
@@ -168,6 +171,17 @@ def spectral_density(
     spectrum = _smooth(nodes, weights, num_points, width)
     check_result(spectrum, "The spectral density", NO_CURVATURE)
     return spectrum
+
+
+def _check_width(width: Any) -> None:
+    if width is None or isinstance(width, jax.core.Tracer):
+        return
+    if not float(width) > 0:
+        raise ValueError(
+            f"The width of the peaks of spectral_density is a standard deviation and "
+            f"must be positive, got width = {width}. Write width=None for 1 % of the "
+            f"range of the Ritz values."
+        )
 
 
 def _smooth(

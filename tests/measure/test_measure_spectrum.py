@@ -440,6 +440,15 @@ def test_refuses_a_hessian_that_is_not_finite(name):
 def test_refuses_counts_that_are_none():
     with pytest.raises(ValueError, match="at least 2 samples"):
         hessian_trace(jnp.sum, jnp.ones(2), key=KEY, num_samples=1)
-    for name in ("num_samples", "num_iters"):
-        with pytest.raises(ValueError, match=f"{name} >= 1"):
+    for name in ("num_samples", "num_iters", "num_points"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1"):
             spectral_density(jnp.sum, jnp.ones(2), key=KEY, **{name: 0})
+        with pytest.raises(TypeError, match=f"{name} counts something"):
+            spectral_density(jnp.sum, jnp.ones(2), key=KEY, **{name: 2.0})
+
+
+@pytest.mark.parametrize("width", [-1.0, 0, np.float32(-1), np.nan])
+def test_refuses_a_width_that_is_none(width):
+    """A negative one turned the density over: it summed to -102."""
+    with pytest.raises(ValueError, match=r"width.* must be positive, got .*None"):
+        spectral_density(jnp.sum, jnp.ones(2), key=KEY, width=width)
