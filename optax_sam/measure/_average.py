@@ -82,6 +82,7 @@ def average_sharpness(
     draw = noise_of(noise)
     point, unravel = flatten(params)
     scale = jnp.abs(point) if adaptive else jnp.ones_like(point)
+    radius = jnp.asarray(rho, point.dtype)
     average, loss = averaging(batches), scalar_loss(loss_fn)
 
     def value(u: jax.Array) -> jax.Array:
@@ -89,6 +90,10 @@ def average_sharpness(
         return widen(average(lambda *batch: loss(at, *batch)))
 
     clean = value(jnp.zeros_like(point))
-    rise = estimate(lambda key: value(rho * draw(key, point)) - clean, key, num_samples)
+
+    def rise_of(key: jax.Array) -> jax.Array:
+        return value(radius * draw(key, point)) - clean
+
+    rise = estimate(rise_of, key, num_samples)
     check_result(rise, "The rise of the loss", TOO_FAR)
     return rise

@@ -77,7 +77,7 @@ def climb_sharpness(
         climb, _ = climber.update(wide, climber.init(params), params, value=value)
         point = moved(params, 1, climb)
         climbed = widen(average(lambda *batch: loss(point, *batch)))
-        return climbed - value
+        return climbed - widen(value)
 
     sharpness = over_sub_batches(rise, batches, microbatch_size)
     check_result(sharpness, "The rise of the loss", TOO_FAR)

@@ -6,16 +6,17 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from optax_sam._trees import cast, cast_like, widest_dtype
 from optax_sam._types import Tree
 
 
 def flatten(params: Tree) -> tuple[jax.Array, Callable[[jax.Array], Tree]]:
     """The vector, and the way back: to the leaves' own dtypes."""
-    flat, unravel = ravel_pytree(params)
-    point = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
+    # Leaf by leaf: JAX does not promote eight bits, nor anything where it is strict.
+    point, unravel = ravel_pytree(cast(params, widest_dtype(params)))
 
     def back(x: jax.Array) -> Tree:
-        return unravel(x.astype(flat.dtype))
+        return cast_like(unravel(x), params)
 
     return point, back
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_sam._trees import keystr
+from optax_sam._trees import cast, keystr, widen, widest_dtype
 from optax_sam._types import Tree
 from optax_sam.measure._checks import check_params, scalar_loss
 from optax_sam.measure._lanczos import norm
@@ -179,7 +179,7 @@ def filter_normalized_direction(key: jax.Array, params: Tree) -> Tree:
         dtype = jnp.result_type(leaf)
         if jnp.ndim(leaf) < 2:
             return jnp.zeros(jnp.shape(leaf), dtype)
-        weight = jnp.asarray(leaf, jnp.promote_types(dtype, jnp.float32))
+        weight = widen(leaf)
         noise = jax.random.normal(
             jax.random.fold_in(key, index), weight.shape, weight.dtype
         )
@@ -195,7 +195,9 @@ def moved(params: Tree, *steps: Any) -> Tree:
     lengths, directions = steps[::2], steps[1::2]
 
     def move(w: Any, *ds: Any) -> jax.Array:
-        total = sum((t * d for t, d in zip(lengths, ds, strict=True)), start=w)
+        terms = w, list(zip(lengths, ds, strict=True))
+        start, pairs = cast(terms, widest_dtype(terms))
+        total = sum((t * d for t, d in pairs), start=start)
         return jnp.asarray(total, jnp.result_type(w))
 
     return jax.tree.map(move, params, *directions)
