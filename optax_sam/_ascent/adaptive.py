@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from optax_sam._ascent.dual import check_ord, dual_vector
 from optax_sam._ascent.radius import climb_by
+from optax_sam._checks import known
 from optax_sam._old_spellings import respelt
 from optax_sam._trees import cast, matching, path_name, widen, widest_dtype
 from optax_sam._types import Ascent, AxisName, Mask, Rho, Scalar, Tree
@@ -48,8 +49,8 @@ def adaptive_ascent(
       rho is a schedule.
 
     Raises:
-      ValueError: a negative rho or an `ord` below 1, given as a number; `update`
-        without `params`.
+      ValueError: a negative rho or eta or an `ord` below 1, given as a number;
+        `update` without `params`.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -64,6 +65,7 @@ def adaptive_ascent(
       algorithm 1.
     """
     check_ord(ord)
+    _check_eta(eta)
 
     def direction(g: Tree, params: Tree | None) -> Tree:
         if params is None:
@@ -79,6 +81,14 @@ def adaptive_ascent(
         return jax.tree.map(jnp.multiply, scale, unit)
 
     return climb_by(rho, direction)
+
+
+def _check_eta(eta: Any) -> None:
+    if known(eta) and not eta >= 0:
+        raise ValueError(
+            f"eta is added to abs(w), the size of each weight, and not negative, got "
+            f"eta = {eta}. Write eta=0.01, or eta=0 for the size alone."
+        )
 
 
 def _sizes(params: Tree, eta: Scalar, mask: Mask | None) -> Tree:

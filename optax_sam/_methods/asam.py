@@ -37,7 +37,7 @@ def asam(
       A transformation for the head of a chain; see `sharpness_aware`.
 
     Raises:
-      ValueError: a negative rho, or an `ord` below 1; `update` raises as
+      ValueError: a negative rho or eta, or an `ord` below 1; `update` raises as
         `sharpness_aware` says.
 
     Example:

@@ -81,6 +81,13 @@ def test_negative_or_undefined_rho(name, rho):
     raises(["rho", f"{rho}", "non-negative"], lambda: MAKERS[name](rho=rho))
 
 
+@pytest.mark.parametrize("maker", [adaptive_ascent, asam])
+@pytest.mark.parametrize("eta", [-0.01, np.float32(-0.125), -1, float("nan")])
+def test_negative_or_undefined_eta(maker, eta):
+    """At abs(w) = -eta a weight would not climb at all, and smaller ones would more."""
+    raises([f"eta = {eta}", "abs(w)", "eta=0.01"], lambda: maker(eta=eta))
+
+
 @pytest.mark.parametrize("rho", ["0.05", True])
 @pytest.mark.parametrize("name", MAKERS)
 def test_no_number_for_rho(name, rho):
