@@ -70,6 +70,10 @@ class CompiledOnce:
             return self._run(fn, *args)
         return program(structure, rest, arrays)
 
+    def __reduce__(self) -> Any:
+        """A copy compiles for itself: programs can be neither copied nor stored."""
+        return CompiledOnce, (self._run,)
+
     def _program(self, fn: Callable[..., Any]) -> "Program":
         number, known = id(fn), self._programs.get(id(fn))
         if known is None or not known.is_of(fn):

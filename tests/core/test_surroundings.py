@@ -1,5 +1,6 @@
 """Outside of `jit` a loss is read as it is now, also where it was compiled once."""
 
+import copy
 import functools
 
 import equinox as eqx
@@ -255,6 +256,14 @@ def test_nothing_is_traced_again_while_nothing_changes(form, make):
     for _ in range(3):
         gradient(counted)
     assert len(traced) == before
+
+
+def test_what_has_compiled_can_be_copied():
+    tx = optax_sam.sam(0.5, when=optax_sam.every_k(1))
+    for one in (tx, copy.deepcopy(tx)):
+        tx.update(None, tx.init(W), W, value_fn=loss)
+        out, _ = copy.deepcopy(one).update(None, tx.init(W), W, value_fn=loss)
+        np.testing.assert_allclose(out, X)
 
 
 def test_a_loss_that_names_itself_is_let_go():
