@@ -147,6 +147,21 @@ def _check_structure(params: Tree, updates: Tree) -> None:
             )
 
 
+def check_combined(combined: Tree, climbed: Tree) -> Tree:
+    """What `combine` returned, if it is a gradient like the two that it was given."""
+
+    def form(tree: Tree) -> tuple[Any, list[Any]]:
+        return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
+
+    if form(combined) != form(climbed):
+        raise ValueError(
+            f"combine(clean, climbed) must return a gradient, a tree like both, and it "
+            f"returned {jax.eval_shape(lambda: combined)} for "
+            f"{jax.eval_shape(lambda: climbed)}. Write it with jax.tree.map over both."
+        )
+    return combined
+
+
 def _first_difference(params: Tree, updates: Tree) -> str:
     def paths(tree: Tree) -> list[str]:
         leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)

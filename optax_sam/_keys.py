@@ -20,7 +20,14 @@ def own_key(key: jax.Array) -> jax.Array:
 
     It is typed (a raw one is wrapped): only typed ones are told from data.
     """
-    return jax.random.clone(key if is_key(key) else jax.random.wrap_key_data(key))
+    typed = key if is_key(key) else jax.random.wrap_key_data(key)
+    if typed.ndim:
+        raise ValueError(
+            f"One random key is wanted, which is folded with the step, and key= is an "
+            f"array of them, of shape {typed.shape}. Write key=keys[0], or "
+            f"key=jax.random.key(0)."
+        )
+    return jax.random.clone(typed)
 
 
 def is_lone_key(x: Any) -> bool:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam._checks import check_ascent, check_whole
+from optax_sam._checks import check_ascent, check_combined, check_whole
 from optax_sam._core.diagnostics import no_loss
 from optax_sam._core.passes import ClimbOf, Passes, add_climb
 from optax_sam._trees import cast, matching
@@ -111,7 +111,9 @@ def climbing(
         )
         clean, out = walk.clean.gradient, walk.gradient
         if combine is not None:
-            out = choose(climbs, lambda: combine(clean, out), lambda: out)
+            out = choose(
+                climbs, lambda: check_combined(combine(clean, out), out), lambda: out
+            )
         kept = clean if keep else None
         told = passes.known_loss(walk.clean) if has_state(state) else None
         return Seen(walk.clean.value, out, kept, walk.clean.aux, walk.report, told)

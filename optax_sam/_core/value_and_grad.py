@@ -16,7 +16,7 @@ from optax_sam._arguments import (
     split_inexact,
     with_float0,
 )
-from optax_sam._checks import check_ascent, check_leaves
+from optax_sam._checks import check_ascent, check_combined, check_leaves
 from optax_sam._core.method import (
     Method,
     Seen,
@@ -204,7 +204,9 @@ def through_the_climb(
             (value, (clean, point)), gradient = differentiate(passes.params)
             last = Evaluation(value, gradient)
             report = passes.show(clean, last, point, 1 + 3 * steps)
-            out = gradient if combine is None else combine(clean.gradient, gradient)
+            out = gradient
+            if combine is not None:
+                out = check_combined(combine(clean.gradient, gradient), gradient)
             return Seen(clean.value, out, None, boxed(clean.aux), report)
 
         def stayed() -> Any:

@@ -17,9 +17,11 @@ import optax_sam
 from optax_sam import (
     adaptive_ascent,
     asam,
+    esam,
     m_sam,
     m_sharpness,
     random_ascent,
+    random_perturbation,
     sam,
     sharpness_aware,
     steepest_ascent,
@@ -587,6 +589,33 @@ def test_random_key_in_aux(concat_aux):
 def test_aux_inside_m_sharpness_without_has_aux():
     grad_fn = m_sharpness(value_and_grad(pair, steepest_ascent()), microbatch_size=4)
     raises(["has_aux=True"], lambda: grad_fn(PARAMS, BATCH))
+
+
+@pytest.mark.parametrize(
+    "combine",
+    [
+        lambda clean, climbed: (clean, climbed),
+        lambda clean, climbed: jax.tree.map(lambda g: g.sum(), climbed),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"second_order": True}])
+def test_a_combine_that_returns_no_gradient(combine, options):
+    grad_fn = value_and_grad(loss, steepest_ascent(), combine=combine, **options)
+    for call in in_both_modes(lambda: grad_fn(PARAMS)):
+        raises(["combine(clean, climbed)", "jax.tree.map"], call)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        jax.random.split(jax.random.key(0), 3),
+        jax.random.key_data(jax.random.split(jax.random.key(0), 3)),
+    ],
+)
+def test_several_keys_where_one_is_wanted(keys):
+    for ascent in (random_ascent, random_perturbation, esam):
+        tx = ascent(0.1, key=keys)
+        raises(["key=keys[0]", "(3,)"], lambda tx=tx: tx.init(PARAMS))
 
 
 # --- Nothing has changed -----------------------------------------------------------
