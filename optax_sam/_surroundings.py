@@ -37,16 +37,17 @@ def surroundings(*roots: Any) -> tuple[Any, ...]:
 
     It follows closures, defaults, bound objects and partial arguments; the globals of
     functions and the attributes of objects that are no library's; and containers. NumPy
-    arrays are compared by their bytes, numbers by their digits, all else by identity.
+    arrays are compared by their bytes, numbers by their digits, words and sets by what
+    they hold, all else by identity.
     """
-    seen, left, found = {id(root) for root in roots}, list(roots), []
+    own = {id(root) for root in roots}
+    seen, left, found = set(own), list(roots), []
     for one in left:
         for value in _inside(one):
             leaves, structure = _flat(value)
-            new = [leaf for leaf in leaves if id(leaf) not in seen]
-            found += [structure, *map(_mark, new)]
-            seen |= set(map(id, new))
-            left += new
+            found += [structure, *(None if id(x) in own else _mark(x) for x in leaves)]
+            left += [x for x in leaves if id(x) not in seen]
+            seen |= set(map(id, leaves))
     return tuple(found)
 
 
@@ -71,6 +72,10 @@ def _mark(leaf: Any) -> Any:
         return leaf.dtype, leaf.shape, content.digest()
     if isinstance(leaf, (bool, int, float, complex, np.generic)):
         return type(leaf), repr(leaf)
+    if isinstance(leaf, (str, bytes)):
+        return leaf
+    if isinstance(leaf, (set, frozenset)):
+        return frozenset(leaf)
     return Same(leaf)
 
 

@@ -133,6 +133,25 @@ class Trainer:
         self.batch = {"x": to}
 
 
+def of_a_set():
+    xs = {(0.0, 0.0)}
+
+    def change(to):
+        xs.clear()
+        xs.add(tuple(map(float, to)))
+
+    return (lambda w: jnp.sum(w * jnp.array(next(iter(xs))))), change
+
+
+def of_a_word():
+    words = {"name": ""}
+
+    def change(to):
+        words["name"] = " ".join(map(str, map(float, to)))  # a new object every time
+
+    return (lambda w: jnp.sum(w * np.float32(words["name"].split()))), change
+
+
 def of_an_attribute():
     trainer = Trainer()
     return (lambda w: trainer.loss(w)), trainer.change
@@ -192,6 +211,8 @@ def of_an_nnx_model():
 
 
 SURROUNDINGS = (
+    of_a_set,
+    of_a_word,
     of_a_class,
     of_a_flax_model,
     of_an_equinox_model,
@@ -238,6 +259,19 @@ def test_the_sign_of_a_zero_among_the_arguments():
     fn = optax_sam.value_and_grad(signed, ASCENT, when=jnp.array(True))
     for zero in (0.0, -0.0):
         np.testing.assert_allclose(fn(W, zero)[1], np.copysign(1.0, zero) * X)
+
+
+@forms
+def test_one_of_two_that_are_both_there(form):
+    both = [jnp.array([1.0, 2.0]), jnp.array([4.0, 3.0])]
+    x = both[0]
+
+    def fn(w):
+        return jnp.sum(w * x) + 0 * len(both)
+
+    gradient = FORMS[form]()
+    for x in both:
+        np.testing.assert_allclose(gradient(fn), x)
 
 
 @forms
