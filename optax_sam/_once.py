@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from optax_sam._surroundings import surroundings, unchanged
+from optax_sam._surroundings import contents, surroundings, unchanged
 
 
 @jax.tree_util.register_static
@@ -87,7 +87,8 @@ class Argument:
 
     def __init__(self, value: Any) -> None:
         self.value = value
-        self._told_by = type(value), repr_of_number(value), surroundings(value)
+        around = surroundings(value), contents(value)
+        self._told_by = type(value), repr_of_number(value), around
 
     def __eq__(self, other: object) -> bool:
         return (

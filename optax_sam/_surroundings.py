@@ -17,6 +17,8 @@ _LIBRARIES = tuple(
         for name in ("stdlib", "platstdlib", "purelib", "platlib")
     }
 )
+#: What is called without being named.
+_BY_SYNTAX = {"__call__", "__getattr__", "__getitem__"}
 
 
 class Same:
@@ -36,19 +38,56 @@ def surroundings(*roots: Any) -> tuple[Any, ...]:
     """Equal as long as nothing has changed that the roots read; they are not held.
 
     It follows closures, defaults, bound objects and partial arguments; the globals of
-    functions and the attributes of objects that are no library's; and containers. NumPy
-    arrays are compared by their bytes, numbers by their digits, words and sets by what
-    they hold, all else by identity.
+    functions and the attributes of objects that are no library's, as far as a function
+    on the way names them; and containers. NumPy arrays are compared by their bytes,
+    numbers by their digits, words and sets by what they hold, all else by identity.
     """
-    own = {id(root) for root in roots}
-    seen, left, found = set(own), list(roots), []
-    for one in left:
+    walk = _Walk(roots)
+    while walk.left:
+        walk.visit(walk.left.pop(0))
+        if not walk.left:
+            walk.read_attributes()
+    return tuple(walk.found)
+
+
+class _Walk:
+    """From object to object, each visited once."""
+
+    def __init__(self, roots: tuple[Any, ...]) -> None:
+        self.found: list[Any] = []  # the marks of all that was met
+        self.left = list(roots)
+        self._own = {id(root) for root in roots}  # not marked: that would hold them
+        self._seen = set(self._own)
+        self._names: set[str] = set()  # of all attributes that the functions name
+        self._holders: list[dict[str, Any]] = []  # attributes that were not read yet
+
+    def visit(self, one: Any) -> None:
         for value in _inside(one):
-            leaves, structure = _flat(value)
-            found += [structure, *(None if id(x) in own else _mark(x) for x in leaves)]
-            left += [x for x in leaves if id(x) not in seen]
-            seen |= set(map(id, leaves))
-    return tuple(found)
+            self._meet(value)
+        if isinstance(one, FunctionType):
+            if not _of_a_library(one.__module__):
+                self._names.update(_names(one.__code__))
+        elif attributes := _attributes(one):
+            self._holders.append(attributes)
+
+    def read_attributes(self) -> None:
+        """Those that a function names; what no function names may change."""
+        for holder in self._holders:
+            for name in [x for x in holder if x in self._names or x in _BY_SYNTAX]:
+                self._meet(holder.pop(name))
+
+    def _meet(self, value: Any) -> None:
+        leaves, structure = _flat(value)
+        marks = [None if id(x) in self._own else _mark(x) for x in leaves]
+        self.found += [structure, *marks]
+        self.left += [x for x in leaves if id(x) not in self._seen]
+        self._seen.update(map(id, leaves))
+
+
+def contents(one: Any) -> tuple[Any, ...]:
+    """Equal as long as all attributes are the same, whoever reads them."""
+    leaves, structure = _flat(_attributes(one))
+    return structure, *map(_mark, leaves)
 
 
 def unchanged(before: tuple[Any, ...] | None, now: tuple[Any, ...]) -> bool:
@@ -95,10 +134,16 @@ def _inside(one: Any) -> Iterator[Any]:
         yield one.__func__
     elif isinstance(one, property):
         yield one.fget
-    elif hasattr(one, "__dict__"):
-        kind = one if isinstance(one, type) else type(one)
-        if not _of_a_library(kind.__module__):
-            yield (dict(vars(one)), kind)
+    elif not isinstance(one, type):
+        yield type(one)
+
+
+def _attributes(one: Any) -> dict[str, Any]:
+    """Of an object, or a class, that is no library's."""
+    kind = one if isinstance(one, type) else type(one)
+    if hasattr(one, "__dict__") and not _of_a_library(kind.__module__):
+        return dict(vars(one))
+    return {}
 
 
 def _contents(cell: Any) -> Any:
@@ -109,11 +154,13 @@ def _contents(cell: Any) -> Any:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """All that may be globals, in the functions inside of it too."""
+    """All that may be globals or attributes, in the functions inside of it too."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names(constant)
+        elif isinstance(constant, str):  # getattr(self, "scale")
+            yield constant
 
 
 @functools.cache

@@ -235,6 +235,43 @@ def test_what_a_loss_closes_over(form, make):
         np.testing.assert_allclose(gradient(fn), x)
 
 
+class Training:
+    """It holds what its loss does not read, and that changes at every step."""
+
+    def __init__(self):
+        self.scale, self.step, self.params, self.traced = 1.0, 0, W, 0
+        grad_fn = optax_sam.value_and_grad(self.loss, ASCENT)
+        self.grad_fn = optax_sam.m_sharpness(grad_fn, microbatch_size=2)
+
+    def loss(self, w, x):
+        self.note()
+        return self.scaled(jnp.mean(x) * jnp.sum(w))
+
+    def note(self):
+        vars(self)["traced"] += 1
+
+    def scaled(self, value):
+        return getattr(self, "scale") * value  # noqa: B009 also by a word
+
+    def advance(self):
+        value, gradient = self.grad_fn(self.params, jnp.ones(4))
+        self.params, self.step = self.params - 0.1 * gradient, self.step + 1
+        return value
+
+
+def test_what_a_loss_does_not_read_may_change():
+    training = Training()
+    training.advance()
+    traced = training.traced
+    for _ in range(3):
+        training.advance()
+    assert training.traced == traced
+    before = training.params
+    training.scale = 3.0
+    assert training.advance() == pytest.approx(3 * float(jnp.sum(before)))
+    assert training.traced > traced
+
+
 def test_an_argument_that_is_changed_in_place():
     class Config:
         scale = 1.0
