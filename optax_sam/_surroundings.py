@@ -5,18 +5,22 @@ import hashlib
 import sys
 import sysconfig
 from collections.abc import Iterator
-from types import CodeType, FunctionType, MethodType
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 
-_LIBRARIES = tuple(
-    {
-        sysconfig.get_path(name)
-        for name in ("stdlib", "platstdlib", "purelib", "platlib")
-    }
-)
+#: Their globals and objects are taken as fixed; to follow them would take long.
+_LIBRARIES = {"builtins", "jax", "jaxlib", "numpy", "scipy", "optax", "optax_sam"} | {
+    "chex",
+    "equinox",
+    "flax",
+    "haiku",
+    "keras",
+}
+_PYTHON = Path(sysconfig.get_path("stdlib"))
 #: What is called without being named.
 _BY_SYNTAX = {"__call__", "__getattr__", "__getitem__"}
 
@@ -134,14 +138,17 @@ def _inside(one: Any) -> Iterator[Any]:
         yield one.__func__
     elif isinstance(one, property):
         yield one.fget
-    elif not isinstance(one, type):
+    elif isinstance(one, type):
+        yield one.__bases__
+    elif hasattr(one, "__dict__"):
         yield type(one)
 
 
 def _attributes(one: Any) -> dict[str, Any]:
-    """Of an object, or a class, that is no library's."""
+    """Of an object, a class or a module that is no library's."""
     kind = one if isinstance(one, type) else type(one)
-    if hasattr(one, "__dict__") and not _of_a_library(kind.__module__):
+    module = one.__name__ if isinstance(one, ModuleType) else kind.__module__
+    if hasattr(one, "__dict__") and not _of_a_library(module):
         return dict(vars(one))
     return {}
 
@@ -165,8 +172,8 @@ def _names(code: CodeType) -> Iterator[str]:
 
 @functools.cache
 def _of_a_library(module: str | None) -> bool:
-    """Whether it is installed, or a part of this library: what does not change."""
-    if module is None or module.split(".")[0] == __name__.split(".")[0]:
+    """Whether it is Python's, or one of those that loss functions are made of."""
+    if module is None or module.split(".")[0] in _LIBRARIES:
         return module is not None
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return module == "builtins" or (file or "").startswith(_LIBRARIES)
+    file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+    return file.is_relative_to(_PYTHON) and "site-packages" not in file.parts

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import types
 
 import equinox as eqx
 import jax
@@ -120,17 +121,27 @@ def of_a_list():
     return (lambda w: jnp.sum(w * xs[0])), change
 
 
-class Trainer:
+class Base:
+    """Its methods are those of what inherits from it."""
+
+    def loss(self, w):
+        return jnp.sum(w * self.batch["x"])
+
+
+class Trainer(Base):
     """Mutable, as trainers are."""
 
     def __init__(self):
         self.batch = {"x": jnp.zeros(2)}
 
-    def loss(self, w):
-        return jnp.sum(w * self.batch["x"])
-
     def change(self, to):
         self.batch = {"x": to}
+
+
+def of_a_module():
+    settings = types.ModuleType("settings_of_a_project")
+    settings.x, settings.other = jnp.zeros(2), "what no function names"
+    return (lambda w: jnp.sum(w * settings.x)), lambda to: setattr(settings, "x", to)
 
 
 def of_a_set():
@@ -211,6 +222,7 @@ def of_an_nnx_model():
 
 
 SURROUNDINGS = (
+    of_a_module,
     of_a_set,
     of_a_word,
     of_a_class,
