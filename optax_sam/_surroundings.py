@@ -47,10 +47,13 @@ def surroundings(*roots: Any) -> tuple[Any, ...]:
     numbers by their digits, words and sets by what they hold, all else by identity.
     """
     walk = _Walk(roots)
-    while walk.left:
-        walk.visit(walk.left.pop(0))
-        if not walk.left:
-            walk.read_attributes()
+    try:
+        while walk.left:
+            walk.visit(walk.left.pop(0))
+            if not walk.left:
+                walk.read_attributes()
+    except Exception:  # of a list in itself, or a stranger's attribute
+        return (object(),)  # what cannot be looked through counts as changed
     return tuple(walk.found)
 
 
@@ -90,7 +93,10 @@ class _Walk:
 
 def contents(one: Any) -> tuple[Any, ...]:
     """Equal as long as all attributes are the same, whoever reads them."""
-    leaves, structure = _flat(_attributes(one))
+    try:
+        leaves, structure = _flat(_attributes(one))
+    except Exception:  # as above
+        return (object(),)
     return structure, *map(_mark, leaves)
 
 

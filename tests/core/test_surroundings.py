@@ -377,11 +377,25 @@ def test_what_cannot_be_compared_or_has_no_tree_is_read_all_the_same():
         def __hash__(self):
             return 0
 
+    class Odder:
+        @property
+        def __dict__(self):
+            raise RuntimeError("no attributes")
+
     mixed = {1: Odd(), "one": jnp.ones(2), 2.5: np.array([None, Odd()])}
+    of_itself, odder = [], Odder()
+    of_itself.append(of_itself)
     gradient = optimizer(when=optax_sam.every_k(1))
 
     def fn(w):
-        return jnp.sum(w * mixed["one"])
+        return jnp.sum(w * mixed["one"]) + 0 * len(of_itself)
 
+    def other(w):
+        return fn(w) + 0 * (odder is None)
+
+    grad_fn = optax_sam.value_and_grad(lambda w, x, _: jnp.mean(x) * jnp.sum(w), ASCENT)
+    with_an_argument = optax_sam.m_sharpness(grad_fn, microbatch_size=2)
     for _ in range(2):
         np.testing.assert_allclose(gradient(fn), X)
+        np.testing.assert_allclose(gradient(other), X)
+        np.testing.assert_allclose(with_an_argument(W, jnp.ones(4), odder)[1], X)
