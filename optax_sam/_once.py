@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from optax_sam._surroundings import contents, surroundings, unchanged
+from optax_sam._surroundings import surroundings, unchanged
 
 
 @jax.tree_util.register_static
@@ -65,7 +65,7 @@ class CompiledOnce:
         rest = tuple(None if is_array(x) else Argument(x) for x in leaves)
         try:
             hash(rest)
-            program = self._program(fn)
+            program = self._program(fn, objects_among(rest))
         except TypeError:  # no weak reference to it, or no way to tell it apart
             return self._run(fn, *args)
         return program(structure, rest, arrays)
@@ -74,31 +74,36 @@ class CompiledOnce:
         """A copy compiles for itself: programs can be neither copied nor stored."""
         return CompiledOnce, (self._run,)
 
-    def _program(self, fn: Callable[..., Any]) -> "Program":
+    def _program(self, fn: Callable[..., Any], objects: list[Any]) -> "Program":
         number, known = id(fn), self._programs.get(id(fn))
-        if known is None or not known.is_of(fn):
+        if known is None or not known.is_of(fn, objects):
             reference = weakref.ref(fn, lambda _: self._programs.pop(number, None))
             known = self._programs[number] = Program(self._run, reference)
         return known
 
 
 class Argument:
-    """What is no array, compared by type, digits and whatever it reads."""
+    """What is no array, compared by type and digits."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
-        around = surroundings(value), contents(value)
-        self._told_by = type(value), repr_of_number(value), around
+        self._told_by = type(value), repr_of_number(value)
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Argument)
             and self.value == other.value
-            and unchanged(self._told_by, other._told_by)
+            and self._told_by == other._told_by
         )
 
     def __hash__(self) -> int:
-        return hash((self._told_by[:2], self.value))
+        return hash((self._told_by, self.value))
+
+
+def objects_among(rest: tuple[Argument | None, ...]) -> list[Any]:
+    """The arguments that may change in place."""
+    values = [x.value for x in rest if x is not None]
+    return [x for x in values if not isinstance(x, (numbers.Number, str, bytes))]
 
 
 def repr_of_number(x: Any) -> str | None:
@@ -118,15 +123,16 @@ class Program:
             leaves = [x if other is None else other.value for x, other in pairs]
             fn = reference()
             out = boxed(run(fn, *jax.tree.unflatten(structure, leaves)))
-            self._surroundings = surroundings(fn)  # a trace may leave notes there
+            # Looked at now, as a trace may leave notes there.
+            self._surroundings = surroundings(fn, *objects_among(rest))
             return out
 
         self._compiled = jax.jit(traced, static_argnums=(0, 1))
 
-    def is_of(self, fn: Callable[..., Any]) -> bool:
-        """And nothing has changed around it."""
+    def is_of(self, fn: Callable[..., Any], objects: list[Any]) -> bool:
+        """And nothing has changed around it, and in the objects it is given."""
         return self._reference() is fn and unchanged(
-            self._surroundings, surroundings(fn)
+            self._surroundings, surroundings(fn, *objects)
         )
 
     def __call__(self, structure: Any, rest: tuple[Any, ...], arrays: list[Any]) -> Any:

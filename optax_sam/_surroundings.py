@@ -1,26 +1,24 @@
 """What a function reads beside its arguments, to tell whether that has changed."""
 
+import argparse
+import collections
 import functools
 import hashlib
 import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 
-#: Their globals and objects are taken as fixed; to follow them would take long.
-_LIBRARIES = {"builtins", "jax", "jaxlib", "numpy", "scipy", "optax", "optax_sam"} | {
-    "chex",
-    "equinox",
-    "flax",
-    "haiku",
-    "keras",
-}
+#: What lies here is taken as fixed: to follow it would take long, and caches change.
 _PYTHON = Path(sysconfig.get_path("stdlib"))
+_INSTALLED = {"site-packages", "dist-packages"}
+#: With these an attribute is named by a word: getattr(self, "scale").
+_BY_WORDS = {"getattr", "hasattr", "attrgetter", "vars", "__dict__"}
 #: What is called without being named.
 _BY_SYNTAX = {"__call__", "__getattr__", "__getitem__"}
 
@@ -49,7 +47,7 @@ def surroundings(*roots: Any) -> tuple[Any, ...]:
     walk = _Walk(roots)
     try:
         while walk.left:
-            walk.visit(walk.left.pop(0))
+            walk.visit(walk.left.popleft())
             if not walk.left:
                 walk.read_attributes()
     except Exception:  # of a list in itself, or a stranger's attribute
@@ -62,7 +60,7 @@ class _Walk:
 
     def __init__(self, roots: tuple[Any, ...]) -> None:
         self.found: list[Any] = []  # the marks of all that was met
-        self.left = list(roots)
+        self.left = collections.deque(roots)
         self._own = {id(root) for root in roots}  # not marked: that would hold them
         self._seen = set(self._own)
         self._names: set[str] = set()  # of all attributes that the functions name
@@ -89,15 +87,6 @@ class _Walk:
         self.found += [structure, *marks]
         self.left += [x for x in leaves if id(x) not in self._seen]
         self._seen.update(map(id, leaves))
-
-
-def contents(one: Any) -> tuple[Any, ...]:
-    """Equal as long as all attributes are the same, whoever reads them."""
-    try:
-        leaves, structure = _flat(_attributes(one))
-    except Exception:  # as above
-        return (object(),)
-    return structure, *map(_mark, leaves)
 
 
 def unchanged(before: tuple[Any, ...] | None, now: tuple[Any, ...]) -> bool:
@@ -152,6 +141,8 @@ def _inside(one: Any) -> Iterator[Any]:
 
 def _attributes(one: Any) -> dict[str, Any]:
     """Of an object, a class or a module that is no library's."""
+    if isinstance(one, (SimpleNamespace, argparse.Namespace)):
+        return dict(vars(one))
     kind = one if isinstance(one, type) else type(one)
     module = one.__name__ if isinstance(one, ModuleType) else kind.__module__
     if hasattr(one, "__dict__") and not _of_a_library(module):
@@ -169,17 +160,22 @@ def _contents(cell: Any) -> Any:
 def _names(code: CodeType) -> Iterator[str]:
     """All that may be globals or attributes, in the functions inside of it too."""
     yield from code.co_names
+    by_words = not _BY_WORDS.isdisjoint(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names(constant)
-        elif isinstance(constant, str):  # getattr(self, "scale")
+        elif by_words and isinstance(constant, str):
             yield constant
 
 
 @functools.cache
 def _of_a_library(module: str | None) -> bool:
-    """Whether it is Python's, or one of those that loss functions are made of."""
-    if module is None or module.split(".")[0] in _LIBRARIES:
-        return module is not None
-    file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
-    return file.is_relative_to(_PYTHON) and "site-packages" not in file.parts
+    """Whether it is Python's, an installed package's, or this library's."""
+    if module is None:
+        return False
+    first = module.split(".")[0]
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if first == __name__.split(".")[0] or file is None:
+        return first == __name__.split(".")[0] or first in sys.stdlib_module_names
+    path = Path(file)
+    return path.is_relative_to(_PYTHON) or not _INSTALLED.isdisjoint(path.parts)

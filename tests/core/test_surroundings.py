@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from matplotlib import pyplot as plt
 
 import optax_sam
 
@@ -252,12 +253,15 @@ class Training:
 
     def __init__(self):
         self.scale, self.step, self.params, self.traced = 1.0, 0, W, 0
+        self.config = types.SimpleNamespace(factor=1.0)
         grad_fn = optax_sam.value_and_grad(self.loss, ASCENT)
         self.grad_fn = optax_sam.m_sharpness(grad_fn, microbatch_size=2)
 
     def loss(self, w, x):
         self.note()
-        return self.scaled(jnp.mean(x) * jnp.sum(w))
+        variables = {"params": w, "step": x}  # words that are no attributes here
+        w, x = variables["params"], variables["step"]
+        return self.scaled(jnp.mean(x) * jnp.sum(w)) * self.config.factor
 
     def note(self):
         vars(self)["traced"] += 1
@@ -282,6 +286,8 @@ def test_what_a_loss_does_not_read_may_change():
     training.scale = 3.0
     assert training.advance() == pytest.approx(3 * float(jnp.sum(before)))
     assert training.traced > traced
+    before, training.config.factor = training.params, 2.0
+    assert training.advance() == pytest.approx(6 * float(jnp.sum(before)))
 
 
 def test_an_argument_that_is_changed_in_place():
@@ -296,7 +302,7 @@ def test_an_argument_that_is_changed_in_place():
         optax_sam.value_and_grad(scaled, ASCENT), microbatch_size=2, batch_argnums=2
     )
     for scale in (1.0, 3.0):
-        config.scale = scale
+        config.scale, config.step = scale, 10 * scale
         value, _ = fn(jnp.array(2.0), config, jnp.ones(4))
         assert value == 2 * scale
 
@@ -399,3 +405,20 @@ def test_what_cannot_be_compared_or_has_no_tree_is_read_all_the_same():
         np.testing.assert_allclose(gradient(fn), X)
         np.testing.assert_allclose(gradient(other), X)
         np.testing.assert_allclose(with_an_argument(W, jnp.ones(4), odder)[1], X)
+
+
+def test_a_package_that_is_named_costs_no_compilation():
+    """Its caches change whenever it is used."""
+    traced = []
+
+    def fn(w):
+        traced.append(isinstance(w, jax.core.Tracer))
+        return jnp.sum(w**2) if plt else None
+
+    gradient = optimizer(when=optax_sam.every_k(1))
+    gradient(fn)
+    before = len(traced)
+    for _ in range(3):
+        plt.close("all")
+        gradient(fn)
+    assert len(traced) == before
