@@ -1,6 +1,6 @@
 """The pictures in docs/pictures, drawn by the library itself.
 
-python -m docs.write_pictures
+`python -m docs.write_pictures` draws all of them anew.
 """
 
 from pathlib import Path

@@ -62,7 +62,7 @@ class CompiledOnce:
         if any(isinstance(x, jax.core.Tracer) for x in leaves):
             return self._run(fn, *args)
         arrays = [x if is_array(x) else None for x in leaves]
-        rest = tuple(None if is_array(x) else Argument(x) for x in leaves)
+        rest = tuple(None if is_array(x) else static(x) for x in leaves)
         try:
             hash(rest)
             program = self._program(fn, objects_among(rest))
@@ -82,33 +82,16 @@ class CompiledOnce:
         return known
 
 
-class Argument:
-    """What is no array, compared by type and digits."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        self._told_by = type(value), repr_of_number(value)
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Argument)
-            and self.value == other.value
-            and self._told_by == other._told_by
-        )
-
-    def __hash__(self) -> int:
-        return hash((self._told_by, self.value))
-
-
-def objects_among(rest: tuple[Argument | None, ...]) -> list[Any]:
+def objects_among(rest: tuple[Any, ...]) -> list[Any]:
     """The arguments that may change in place."""
-    values = [x.value for x in rest if x is not None]
+    values = [x[-1] for x in rest if x is not None]
     return [x for x in values if not isinstance(x, (numbers.Number, str, bytes))]
 
 
-def repr_of_number(x: Any) -> str | None:
-    """0.0 equals -0.0, and is another number."""
-    return repr(x) if isinstance(x, numbers.Number) else None
+def static(x: Any) -> tuple[Any, ...]:
+    """What tells an argument from all others; by `==`, 0.0 is -0.0, and False."""
+    digits = repr(x) if isinstance(x, numbers.Number) else None
+    return type(x), digits, x
 
 
 class Program:
@@ -120,7 +103,7 @@ class Program:
 
         def traced(structure: Any, rest: tuple[Any, ...], arrays: list[Any]) -> Any:
             pairs = zip(arrays, rest, strict=True)
-            leaves = [x if other is None else other.value for x, other in pairs]
+            leaves = [x if other is None else other[-1] for x, other in pairs]
             fn = reference()
             out = boxed(run(fn, *jax.tree.unflatten(structure, leaves)))
             # Looked at now, as a trace may leave notes there.

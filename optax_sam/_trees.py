@@ -114,9 +114,7 @@ def all_finite(tree: Tree, axis_name: AxisName | None = None) -> jax.Array:
 
 def zeros_in_float32(tree: Tree) -> Tree:
     """Zeros like the tree, in at least float32: a running sum of nothing yet."""
-    return jax.tree.map(
-        lambda x: zeros_like(widen(x)) if is_inexact(x) else jnp.zeros([]), tree
-    )
+    return jax.tree.map(widen, zeros_of_gradient(tree))
 
 
 def zeros_of_gradient(params: Tree) -> Tree:
